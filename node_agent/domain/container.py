@@ -1,0 +1,119 @@
+"""What a container of ours is asked to be, and what the engine says it is; the words of no particular engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from node_agent.domain.run import ContainerId, RunId
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host path inside a container."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerLimits:
+    """What one container may use: bytes, cores, counts."""
+
+    cpus: float
+    memory: int
+    pids: int
+    tmp_size: int
+    file_size: int
+    open_files: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxation:
+    """What the owner gives back to the images one pattern names."""
+
+    image: str
+    image_user: bool = False
+    """Run as the image's own user instead of ours."""
+    writable_root: bool = False
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """Everything a container is created from; what is not said here is closed."""
+
+    name: str
+    run_id: RunId | None
+    image_id: str
+    user: tuple[int, int] | None
+    """uid and gid; None is the image's own user (only by relaxation)."""
+    groups: tuple[int, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    mounts: tuple[Mount, ...]
+    limits: ContainerLimits
+    command: tuple[str, ...] | None = None
+    """Replaces the image's entrypoint and command; only for the agent's own probe."""
+    writable_root: bool = False
+    capabilities: tuple[str, ...] = ()
+    address: str | None = None
+    """Fixed IPv4 address in the isolated network; None lets the engine choose."""
+
+
+class Phase(StrEnum):
+    """Where a container is in its life."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerReport:
+    """What the engine says of one container now."""
+
+    id: ContainerId
+    run_id: RunId | None
+    phase: Phase
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    started_at: float | None = None
+    finished_at: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedImage:
+    """An image present on this machine: what it is, and what the registry calls it."""
+
+    image_id: str
+    digest: str | None
+
+
+class PullPolicy(StrEnum):
+    """When a registry is asked."""
+
+    ALWAYS = "always"
+    MISSING = "missing"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """The isolated network as it stands."""
+
+    id: str
+    name: str
+    bridge: str
+    """Name of the bridge interface on the host."""
+    subnet: str
+    gateway: str
+    """Address of the host in the network; the proxy listens here and nowhere else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullProgress:
+    """How far a pull is: bytes received and bytes known so far."""
+
+    current: int
+    total: int

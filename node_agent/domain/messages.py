@@ -1,0 +1,151 @@
+"""What may lie in the mailbox: facts from producers. They say which run to look at, never what to do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from node_agent.domain.lifecycle import StepResult
+from node_agent.domain.ports import OpenRun
+from node_agent.domain.run import RunId
+from node_agent.domain.task import TaskId
+from node_agent.errors import NodeAgentError
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOnline:
+    """The socket is in its rooms (the server said `sync`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOffline:
+    """The socket is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHinted:
+    """The server created a task that may have a run for this node."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class KillRequested:
+    """Somebody wants these runs stopped; None means every run of this node."""
+
+    run_ids: frozenset[RunId] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunsListed:
+    """The server's open runs; *complete* when it is all of them, as of a moment after listing number *asked*."""
+
+    runs: tuple[OpenRun, ...]
+    complete: bool
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListingFailed:
+    """A listing could not be had."""
+
+    error: NodeAgentError
+    task_id: TaskId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerChanged:
+    """Something happened to the container of this run."""
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class EngineWatched:
+    """The stream of engine events stands (again): everything may have changed meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLost:
+    """The stream of engine events broke."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubtaskCreated:
+    """A run created a subtask through the proxy."""
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgressed:
+    """How far the pull of a run's image is, in bytes."""
+
+    run_id: RunId
+    current: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A step ended with a result, or with the error it raised."""
+
+    run_id: RunId
+    step: str
+    result: StepResult | None
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepDone:
+    """The sweep for strays ended."""
+
+    removed: int
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFactsReady:
+    """What the owner shares of this node was found out."""
+
+    facts: Mapping[str, object]
+
+
+class StopKind(StrEnum):
+    """How the agent is asked to end."""
+
+    STOP = "stop"
+    """Leave containers running; they are adopted at the next start."""
+    NOW = "now"
+    """The same, without waiting for steps in flight."""
+    DRAIN = "drain"
+    """Take nothing new, finish and report what is here, then end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants the agent to end."""
+
+    kind: StopKind
+
+
+Message = (
+    ServerOnline
+    | ServerOffline
+    | TaskHinted
+    | KillRequested
+    | RunsListed
+    | ListingFailed
+    | ContainerChanged
+    | EngineWatched
+    | EngineLost
+    | SubtaskCreated
+    | PullProgressed
+    | StepDone
+    | SweepDone
+    | NodeFactsReady
+    | StopAsked
+)

@@ -1,0 +1,282 @@
+"""What the core needs from outside. Each port is met by one adapter and by one double, held by one contract test.
+
+Every call may raise the errors named in its docstring and no other. All calls may be repeated.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from node_agent.domain.container import (
+    ContainerReport,
+    ContainerSpec,
+    NetworkFacts,
+    PinnedImage,
+    PullProgress,
+)
+from node_agent.domain.run import ContainerId, Run, RunId, Status
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import JobId, OrganizationId, Task, TaskId
+
+
+# --- server ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeIdentity:
+    """Who this node is at the server."""
+
+    node_id: int
+    node_name: str
+    organization_id: OrganizationId
+    organization_name: str
+    collaboration_id: int
+    collaboration_name: str
+    encrypted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """A run the server lists as open for this node, with its input."""
+
+    id: RunId
+    task: Task
+    input: bytes = field(repr=False)
+    claimed_at: float | None = None
+    status: Status = Status.PENDING
+    fault: str = ""
+    """What is missing or wrong in what the server sent; then *task* and *input* are not to be trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalReport:
+    """The one final message about a run; result and log are files, so that size does not matter."""
+
+    status: Status
+    result: Path | None
+    log: Path | None
+    started_at: float
+    finished_at: float
+    init_org_id: OrganizationId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxiedRequest:
+    """A call of an algorithm that the proxy found in order."""
+
+    method: str
+    path: str
+    """Below the API base, without a leading slash, e.g. `task/3/status`."""
+    query: str
+    token: Secret
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxiedResponse:
+    """The server's answer, its status and text untouched."""
+
+    status: int
+    content_type: str
+    body: bytes = field(repr=False)
+
+
+class Server(Protocol):
+    """The coordinating server's REST side. Every call may raise ServerUnreachable or AccessDenied."""
+
+    def identify(self) -> NodeIdentity:
+        """Log in and learn who this node is."""
+
+    def open_runs(self, task_id: TaskId | None = None) -> Iterator[OpenRun]:
+        """List the open runs of this node (of one task, if given), oldest first, page by page.
+
+        Ends normally only when the listing was complete.
+        """
+
+    def is_open(self, run_id: RunId) -> bool:
+        """Tell whether the server still wants this run."""
+
+    def claim(self, run_id: RunId, *, at: float) -> None:
+        """Tell the server that this node takes the run. Raises RunClosed."""
+
+    def announce(self, run_id: RunId, status: Status) -> None:
+        """Tell the server an intermediate status. Raises RunClosed."""
+
+    def container_token(self, task_id: TaskId, image: str) -> Secret:
+        """Get the credential of one algorithm container. Raises RunClosed, RunFailed."""
+
+    def report(self, run_id: RunId, final: FinalReport) -> None:
+        """Deliver the final message. Raises RunClosed when the server refuses it for good."""
+
+    def forward(self, request: ProxiedRequest) -> ProxiedResponse:
+        """Pass an algorithm's call on with the algorithm's own token. Raises ServerUnreachable only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusChange:
+    """A broadcast for user interfaces; not kept by the server."""
+
+    run: Run
+    status: Status
+
+
+class Channel(Protocol):
+    """The server's Socket.IO side; nothing said here is an obligation, and nothing here raises."""
+
+    def ping(self) -> None:
+        """Say that this node is present."""
+
+    def tell_status(self, change: StatusChange) -> None:
+        """Broadcast a status change."""
+
+    def tell_node(self, facts: Mapping[str, object]) -> None:
+        """Share what the owner allows to be known of this node."""
+
+
+# --- engine ---------------------------------------------------------------------------------------------------
+
+
+class Runtime(Protocol):
+    """The container engine. Every call may raise EngineUnreachable."""
+
+    def find_image(self, reference: str) -> PinnedImage | None:
+        """Look an image up on this machine only."""
+
+    def registry_digest(self, reference: str) -> str:
+        """Ask the registry which digest *reference* has now. Raises RegistryUnreachable, ImageMissing."""
+
+    def pull_image(
+        self,
+        reference: str,
+        *,
+        wanted: Callable[[], bool],
+        progress: Callable[[PullProgress], None],
+    ) -> PinnedImage:
+        """Pull an image and verify what arrived. Raises RegistryUnreachable, ImageMissing, RunClosed.
+
+        *wanted* is asked between the lines of progress; when it says no, the pull ends with RunClosed.
+        """
+
+    def ensure_container(self, spec: ContainerSpec) -> ContainerId:
+        """Create the container, or adopt the one of ours that has its name. Raises StartFailed.
+
+        The engine's own description is compared with *spec* first; a difference is StartFailed.
+        """
+
+    def ensure_started(self, container: ContainerId) -> None:
+        """Start the container unless it ever started. Raises StartFailed, ContainerLost."""
+
+    def inspect(self, container: ContainerId) -> ContainerReport | None:
+        """Say how the container is; None when there is none."""
+
+    def stop(self, container: ContainerId) -> None:
+        """Kill the container's processes at once; already gone is fine."""
+
+    def find_container(self, run_id: RunId) -> ContainerId | None:
+        """Find the container of a run by its exact name and our label."""
+
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
+        """Write the log (stdout and stderr) into a file: head and tail, at most *limit* bytes, the cut marked."""
+
+    def remove(self, container: ContainerId) -> None:
+        """Remove the container and its anonymous volumes, running or not; already gone is fine."""
+
+    def list_containers(self) -> tuple[ContainerReport, ...]:
+        """List every container that has our label."""
+
+    def events(self) -> Iterator[RunId]:
+        """Yield the run of each container of ours that ended or was removed, as it happens.
+
+        Raises EngineUnreachable when the stream ends, for whatever reason.
+        """
+
+
+class Network(Protocol):
+    """The isolated network of the runs."""
+
+    def ensure_network(self) -> NetworkFacts:
+        """Create the network, or adopt ours after checking that it is as it must be. Raises ConfigError."""
+
+
+# --- this machine ---------------------------------------------------------------------------------------------
+
+
+class Journal(Protocol):
+    """What was decided, promised and said; written by the control thread alone."""
+
+    def load(self) -> list[Run]:
+        """Give every run that is not REMOVED, oldest first."""
+
+    def insert(self, run: Run) -> bool:
+        """Record a new run; False when the id is known already."""
+
+    def update(self, before: Run, after: Run, *, at: float) -> None:
+        """Record that *before* became *after*. Raises IllegalTransition when the journal knows otherwise."""
+
+    def knows(self, run_id: RunId) -> bool:
+        """Tell whether the run was ever received."""
+
+
+class RunFolders(Protocol):
+    """The private directories of runs and jobs. Every call may raise DiskFull."""
+
+    def store_input(self, run_id: RunId, content: bytes) -> None:
+        """Keep the input; does nothing when it is kept already."""
+
+    def has_input(self, run_id: RunId) -> bool:
+        """Tell whether the input is kept."""
+
+    def prepare(self, run_id: RunId, job_id: JobId, *, token: Secret, open_to_all: bool) -> "Folders":
+        """Make everything ready that the container mounts; an output that exists already is left alone."""
+
+    def capture_output(self, run_id: RunId, *, limit: int) -> int:
+        """Take the algorithm's output over as the result and give its size in bytes.
+
+        What the container left is untrusted: links and devices are not followed. No output counts as empty.
+        Raises OutputTooLarge.
+        """
+
+    def used_bytes(self, run_id: RunId, job_id: JobId) -> int:
+        """Say how much disk the run and its job use now."""
+
+    def log_file(self, run_id: RunId) -> BinaryIO:
+        """Open the run's log for writing, from its beginning."""
+
+    def append_log(self, run_id: RunId, text: str) -> None:
+        """Add the agent's own line at the end of the run's log."""
+
+    def result_path(self, run_id: RunId) -> Path | None:
+        """Give the file with the captured result; None when there is none."""
+
+    def log_path(self, run_id: RunId) -> Path | None:
+        """Give the file with the log; None when there is none."""
+
+    def remove(self, run_id: RunId) -> None:
+        """Delete everything of the run; already gone is fine."""
+
+    def remove_job(self, job_id: JobId) -> None:
+        """Delete the temporary folder of a job; already gone is fine."""
+
+    def stored_runs(self) -> Iterable[RunId]:
+        """List the runs that have a directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """Host paths that a run's container mounts."""
+
+    private: Path
+    """Becomes `/mnt/data`: holds `task-<9 digits>/` with input, output and token."""
+    temporary: Path
+    """Becomes `/mnt/tmp`, shared by all runs of the job."""
+
+
+class Clock(Protocol):
+    """Time, so that tests can turn it."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""

@@ -1,0 +1,97 @@
+"""The run: what this node does for one task, and the words for how far it is and how it ended."""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import NewType
+
+from node_agent.domain.task import Task
+
+RunId = NewType("RunId", int)
+ContainerId = NewType("ContainerId", str)
+
+
+class State(IntEnum):
+    """How far a run is; it only grows."""
+
+    RECEIVED = 1
+    ADMITTED = 2
+    PULLED = 3
+    CREATED = 4
+    RUNNING = 5
+    CAPTURED = 6
+    FINISHED = 7
+    REPORTED = 8
+    REMOVED = 9
+
+
+class Goal(StrEnum):
+    """What is wanted of a run; set for the server or the operator."""
+
+    RUN = "run"
+    STOP = "stop"
+
+
+class Outcome(StrEnum):
+    """How a run ended; written once."""
+
+    COMPLETED = "completed"
+    CRASHED = "crashed"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+    NOT_ALLOWED = "not_allowed"
+    IMAGE_MISSING = "image_missing"
+    DATABASE_MISSING = "database_missing"
+    START_FAILED = "start_failed"
+    OUTPUT_TOO_LARGE = "output_too_large"
+    TIME_LIMIT = "time_limit"
+    KILLED = "killed"
+    LOST = "lost"
+    CLOSED = "closed"
+
+
+class Status(StrEnum):
+    """The server's words for a run, exactly as they travel."""
+
+    PENDING = "pending"
+    INITIALIZING = "initializing"
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    START_FAILED = "start failed"
+    NO_DOCKER_IMAGE = "non-existing Docker image"
+    CRASHED = "crashed"
+    KILLED = "killed by user"
+    NOT_ALLOWED = "not allowed"
+    UNKNOWN_ERROR = "unknown error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run as the journal knows it; all times are seconds since the epoch."""
+
+    id: RunId
+    task: Task
+    received_at: float
+    state: State = State.RECEIVED
+    goal: Goal = Goal.RUN
+    outcome: Outcome | None = None
+    reason: str = ""
+    """Why it ended so, in words for the researcher; empty when all went well."""
+    fault: str = ""
+    """What is wrong with the run as the server sent it; such a run fails when it is admitted."""
+    announced: Status = Status.PENDING
+    claimed_at: float | None = None
+    """When the server was told that this node took the run (its `started_at`)."""
+    digest: str | None = None
+    """Registry digest the image was pinned to; None for an image that exists only on this machine."""
+    image_id: str | None = None
+    """Content id of the image the container is made from."""
+    container: ContainerId | None = None
+    token_hash: str | None = None
+    """SHA-256 of the container token, hexadecimal: how the proxy recognises the run."""
+    started_at: float | None = None
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    has_subtasks: bool = False
+    """The run created subtasks and may be waiting for them: it holds no slot."""
+    finished_at: float | None = None

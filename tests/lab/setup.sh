@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Brings a fresh Debian or Ubuntu machine to the point where everything in this repository can run:
+# Debian packages that are missing, the virtual environment .venv, and this project installed in it.
+# Safe to repeat: what is already there is left alone, and a second run takes well under a second.
+#
+#   tests/lab/setup.sh          everything
+#   tests/lab/setup.sh venv     only the virtual environment (no root needed): enough for checks and unit tests
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+scope=${1:-all}
+mkdir -p .lab
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+need_root() {
+  [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null ||
+    fail "missing Debian packages:$* -- run this as root, or install them yourself, then try again"
+}
+
+# --- Debian packages -----------------------------------------------------------------------------------------
+
+find_python() {
+  local candidate
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+
+# Looks for what a package provides, not for the package: the same thing may come from elsewhere
+# (Docker's own packages, a Python built by hand). A docker command without dockerd is only a client.
+missing_packages() {
+  local python
+  [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+  python=$(find_python) || { echo python3; echo python3-venv; }
+  [ -z "$python" ] || "$python" -c 'import venv, ensurepip' 2>/dev/null || venv_package "$python"
+  [ "$scope" = all ] || return 0
+  have dockerd || echo docker.io
+  have iptables || echo iptables
+  have nft || echo nftables
+  have ip || echo iproute2
+  have ps || echo procps
+  have docker-registry || echo docker-registry
+  have mmdebstrap || echo mmdebstrap
+}
+
+venv_package() {
+  local name
+  name=$(basename "$1")
+  echo "$name-venv"
+}
+
+have() {
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1
+}
+
+# Services of the packages must not start by themselves: a registry on port 5000 would be a stranger's listener,
+# and where there is no systemd the attempt fails. tests/lab/engine.py starts the engine when one is wanted.
+hold_services() {
+  [ ! -e /usr/sbin/policy-rc.d ] || return 0
+  trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+  printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
+  as_root chmod 755 /usr/sbin/policy-rc.d
+}
+
+disable_registry_service() {
+  [ -d /run/systemd/system ] || return 0
+  as_root systemctl disable --now docker-registry >/dev/null 2>&1 || true
+}
+
+install_packages() {
+  local packages=("$@")
+  command -v apt-get >/dev/null || fail "this machine has no apt-get; install the equivalents of: ${packages[*]}"
+  need_root " ${packages[*]}"
+  say "installing Debian packages: ${packages[*]}"
+  hold_services
+  as_root apt-get -qq update >.lab/apt.log 2>&1 ||
+    say "apt-get update reported a fault (see .lab/apt.log); going on with the lists at hand"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${packages[@]}" \
+    >>.lab/apt.log 2>&1 </dev/null || say "apt-get reported a fault (see .lab/apt.log)"
+  case " ${packages[*]} " in *" docker-registry "*) disable_registry_service ;; esac
+}
+
+ensure_packages() {
+  local wanted
+  mapfile -t wanted < <(missing_packages)
+  [ "${#wanted[@]}" -gt 0 ] || return 0
+  install_packages "${wanted[@]}"
+  # What counts is what is there now, not what apt-get's exit code was: a service that cannot start is no failure.
+  mapfile -t wanted < <(missing_packages)
+  [ "${#wanted[@]}" -eq 0 ] || fail "still missing after the installation: ${wanted[*]} -- see .lab/apt.log"
+}
+
+# --- Virtual environment -------------------------------------------------------------------------------------
+
+ensure_venv() {
+  local python stamp
+  python=$(find_python) || fail "Python 3.11 or newer is needed; install one (Debian 12, Ubuntu 24.04: apt-get install python3 python3-venv)"
+  if ! .venv/bin/python -c '' 2>/dev/null; then
+    say "creating .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+  fi
+  stamp="$(.venv/bin/python --version) $(pwd) $(sha256sum <pyproject.toml)"
+  [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ] || return 0
+  say "installing this project and its development tools into .venv"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' ||
+    fail "pip could not install the project; its message stands above"
+  printf '%s' "$stamp" >.venv/.stamp
+}
+
+# Two commands started at once must not install at once.
+exec 9>.lab/setup.lock
+flock 9
+ensure_packages
+ensure_venv
