@@ -58,6 +58,7 @@ STATUS_OF_OUTCOME: Mapping[Outcome, Status] = {
     Outcome.KILLED: Status.KILLED,
     Outcome.LOST: Status.UNKNOWN_ERROR,
     Outcome.CLOSED: Status.KILLED,
+    Outcome.BUG: Status.UNKNOWN_ERROR,
 }
 
 CODE_OF_STATE: Mapping[State, int] = {
@@ -82,6 +83,7 @@ CODE_OF_OUTCOME: Mapping[Outcome, int] = {
     Outcome.START_FAILED: 41,
     Outcome.TIME_LIMIT: 41,
     Outcome.LOST: 41,
+    Outcome.BUG: 41,
     Outcome.OUTPUT_TOO_LARGE: 42,
 }
 
@@ -134,9 +136,14 @@ def code_of(run: Run) -> int:
     return CODE_OF_STATE[run.state]
 
 
+_ORDER = (Status.PENDING, Status.INITIALIZING, Status.ACTIVE)
+
+
 def needs_announcement(run: Run) -> bool:
     """Tell whether the server has an older word for *run* than the one that is true now."""
-    return run.goal is Goal.RUN and run.state < State.FINISHED and status_of(run) is not run.announced
+    if run.goal is Goal.STOP or run.state >= State.FINISHED or run.announced not in _ORDER:
+        return False
+    return _ORDER.index(status_of(run)) > _ORDER.index(run.announced)
 
 
 def next_step(run: Run, *, may_announce: bool) -> str | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from node_agent.domain.container import Relaxation
+
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _REFERENCE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._\-]*(?::[0-9]+(?=/))?(?:/[a-z0-9._\-]+)*)"
@@ -75,3 +77,12 @@ def _judge_digest(image: ImageName, rules: Sequence[str], *, digest: str | None)
         if rule.partition("@")[2] == digest:
             return Verdict(Answer.YES, f"policy.algorithms: {rule}")
     return Verdict(Answer.NO, f"the content of the image is not the one allowed by {exact[0]}")
+
+
+def matching_relaxation(reference: str, relaxations: Sequence[Relaxation]) -> Relaxation:
+    """Find what the owner gives back to this image; the first pattern that matches the whole name counts."""
+    image = parse_image(reference)
+    for relaxation in relaxations:
+        if image is not None and fnmatchcase(image.name, relaxation.image):
+            return relaxation
+    return Relaxation(image="")

@@ -15,10 +15,10 @@ from node_agent.domain.container import (
     PinnedImage,
     PullProgress,
 )
+from node_agent.domain.database import Database
 from node_agent.domain.run import ContainerId, Run, RunId, Status
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import JobId, OrganizationId, Task, TaskId
-
+from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
 
 # --- server ---------------------------------------------------------------------------------------------------
 
@@ -243,23 +243,23 @@ class RunFolders(Protocol):
     def log_file(self, run_id: RunId) -> BinaryIO:
         """Open the run's log for writing, from its beginning."""
 
-    def append_log(self, run_id: RunId, text: str) -> None:
-        """Add the agent's own line at the end of the run's log."""
+    def final_log(self, run_id: RunId, note: str) -> Path | None:
+        """Give the file with the log as the researcher gets it: the captured log, then *note*; None when both are empty."""
 
     def result_path(self, run_id: RunId) -> Path | None:
         """Give the file with the captured result; None when there is none."""
 
-    def log_path(self, run_id: RunId) -> Path | None:
-        """Give the file with the log; None when there is none."""
-
     def remove(self, run_id: RunId) -> None:
         """Delete everything of the run; already gone is fine."""
 
+    def stored_runs(self, *, before: float) -> Iterable[RunId]:
+        """List the runs whose directory was last changed before that time."""
+
+    def idle_jobs(self, *, before: float) -> Iterable[JobId]:
+        """List the jobs whose temporary folder was last given to a run before that time."""
+
     def remove_job(self, job_id: JobId) -> None:
         """Delete the temporary folder of a job; already gone is fine."""
-
-    def stored_runs(self) -> Iterable[RunId]:
-        """List the runs that have a directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +270,16 @@ class Folders:
     """Becomes `/mnt/data`: holds `task-<9 digits>/` with input, output and token."""
     temporary: Path
     """Becomes `/mnt/tmp`, shared by all runs of the job."""
+
+
+class Databases(Protocol):
+    """The configured databases."""
+
+    def choose(self, requests: Iterable[DatabaseRequest]) -> tuple[Database, ...]:
+        """Find the databases a task asks for, each once, in the order asked. Raises DatabaseMissing."""
+
+    def groups(self, databases: Iterable[Database]) -> tuple[int, ...]:
+        """Say which groups a container must join to read exactly these databases."""
 
 
 class Clock(Protocol):

@@ -25,7 +25,7 @@ class State(IntEnum):
 
 
 class Goal(StrEnum):
-    """What is wanted of a run; set for the server or the operator."""
+    """What is wanted of a run."""
 
     RUN = "run"
     STOP = "stop"
@@ -47,6 +47,7 @@ class Outcome(StrEnum):
     KILLED = "killed"
     LOST = "lost"
     CLOSED = "closed"
+    BUG = "bug"
 
 
 class Status(StrEnum):
@@ -73,7 +74,8 @@ class Run:
     task: Task
     received_at: float
     state: State = State.RECEIVED
-    goal: Goal = Goal.RUN
+    ending: Outcome | None = None
+    """How it will end once its container is stopped: killed, closed by the server, or a failure; None while it goes on."""
     outcome: Outcome | None = None
     reason: str = ""
     """Why it ended so, in words for the researcher; empty when all went well."""
@@ -95,3 +97,8 @@ class Run:
     has_subtasks: bool = False
     """The run created subtasks and may be waiting for them: it holds no slot."""
     finished_at: float | None = None
+
+    @property
+    def goal(self) -> Goal:
+        """What is wanted of the run: to stop it as soon as its ending is decided."""
+        return Goal.RUN if self.ending is None else Goal.STOP

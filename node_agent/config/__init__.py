@@ -1,0 +1,34 @@
+"""The configuration: YAML in, frozen settings out, or every fault at once.
+
+document    the file as a tree, with lines; `${NAME}` replaced
+values      kinds of values: sizes, durations, patterns, secrets
+shape       every setting there is
+machine     what loading asks of the machine
+faults      what is wrong, in sentences
+settings    the result, and `load`
+"""
+
+from node_agent.config.machine import ANY_MACHINE, THIS_MACHINE, Machine
+from node_agent.config.settings import (
+    ImageSettings,
+    RegistryLogin,
+    ServerSettings,
+    Settings,
+    load,
+)
+from node_agent.config.shape import LimitsSection, LoggingSection, NetworkSection, ShareSection
+
+__all__ = [
+    "ANY_MACHINE",
+    "THIS_MACHINE",
+    "ImageSettings",
+    "LimitsSection",
+    "LoggingSection",
+    "Machine",
+    "NetworkSection",
+    "RegistryLogin",
+    "ServerSettings",
+    "Settings",
+    "ShareSection",
+    "load",
+]

@@ -1,0 +1,359 @@
+"""Every setting there is: its name, kind, default and bounds, with one sentence each.
+
+Owns the vocabulary of the configuration file. Must not know how the file is read or how faults are worded.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from node_agent.config.machine import Kind
+from node_agent.config.values import (
+    AbsolutePath,
+    ApiKey,
+    ApiKeyFile,
+    AsTuple,
+    Capability,
+    Duration,
+    EngineAddress,
+    ImageGlob,
+    ImagePattern,
+    ImageReference,
+    Real,
+    SecretFile,
+    SecretText,
+    ServerUrl,
+    Size,
+    Subnet,
+    Text,
+    UserAndGroup,
+    Whole,
+    YesNo,
+    machine_of,
+    one_of,
+    parse_duration,
+    parse_size,
+    size_text,
+)
+from node_agent.domain.container import PullPolicy
+from node_agent.domain.database import FILE_TYPES, PATH_TYPES, Database, DatabaseType
+from node_agent.domain.secret import Secret
+
+MIB, GIB, TIB = 2**20, 2**30, 2**40
+DAY = 86_400
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
+_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-]{0,252}(:[0-9]{1,5})?\Z")
+
+
+class _Section(BaseModel):
+    # the library's own texts would show what was given, and that may be a secret
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
+    )
+
+
+class ServerSection(_Section):
+    """The coordinating server."""
+
+    url: ServerUrl
+    api_key: ApiKey | None = None
+    api_key_file: ApiKeyFile | None = Field(default=None, validate_default=True)
+    ca_bundle: AbsolutePath | None = None
+
+    @field_validator("api_key_file", mode="before")
+    @classmethod
+    def _one_key(cls, value: Any, info: ValidationInfo) -> Any:
+        given = info.data.get("api_key", ...)
+        if value is not None and given is not None:
+            raise ValueError("stands beside api_key; keep one of the two")
+        if value is None and given is None:
+            raise ValueError("is missing; give the node's API key as api_key_file (or api_key)")
+        return value
+
+    @field_validator("ca_bundle")
+    @classmethod
+    def _is_file(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and machine_of(info).kind(value) in {Kind.MISSING, Kind.FOLDER}:
+            raise ValueError("is no file; name the PEM file with the server's certificate authority")
+        return value
+
+
+class DatabaseSection(_Section):
+    """One source of data."""
+
+    label: str
+    type: Annotated[DatabaseType, one_of(DatabaseType)]
+    uri: Text
+    env: dict[str, str] = {}
+
+    @field_validator("label")
+    @classmethod
+    def _is_identifier(cls, value: str) -> str:
+        if not _LABEL.match(value):
+            raise ValueError("is not an identifier: letters, digits and `_`, no digit first, at most 63")
+        return value
+
+    @field_validator("uri")
+    @classmethod
+    def _is_there(cls, value: str, info: ValidationInfo) -> str:
+        if {"label", "type"} <= info.data.keys():
+            _check_place(Database(label=info.data["label"], type=info.data["type"], uri=value), info)
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _has_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _VARIABLE.match(name):
+                raise ValueError("has a name that is no identifier: letters, digits and `_`, no digit first")
+        if len({name.upper() for name in value}) < len(value):
+            raise ValueError("has two names that differ only in case; algorithms see them in capitals")
+        return value
+
+
+def _check_place(database: Database, info: ValidationInfo) -> None:
+    path = database.path
+    if path is None:
+        if "://" not in database.uri and database.type is not DatabaseType.OTHER:
+            raise ValueError(
+                f"is no service address; a database of type {database.type} needs scheme://host/…"
+            )
+        return
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"must be an absolute path without `..` for a database of type {database.type}")
+    if database.target in {"/mnt/data", "/mnt/tmp"}:
+        raise ValueError(f"would hide {database.target} from algorithms; choose another label")
+    _check_kind(database, machine_of(info).kind(path))
+
+
+def _check_kind(database: Database, kind: Kind) -> None:
+    if kind is Kind.MISSING:
+        raise ValueError(f"does not exist: {database.path}; correct the path or bring the data there")
+    if kind is Kind.HIDDEN:
+        raise ValueError(
+            f"cannot be reached: {database.path}; the agent may not enter one of the folders above"
+        )
+    if database.type in FILE_TYPES and kind is Kind.FOLDER:
+        raise ValueError(
+            f"is a folder: {database.path}; type {database.type} needs a file (or use type folder)"
+        )
+    if database.type in PATH_TYPES - FILE_TYPES and kind is Kind.FILE:
+        raise ValueError(f"is a file: {database.path}; type folder needs a folder")
+
+
+class PolicySection(_Section):
+    """What may run here."""
+
+    algorithms: Annotated[tuple[ImagePattern, ...], AsTuple] = ()
+
+
+class EncryptionSection(_Section):
+    """Keys for encrypted collaborations."""
+
+    private_key: None = None
+
+
+class RegistrySection(_Section):
+    """A login to an image registry."""
+
+    host: str
+    username: Text
+    password: SecretText | None = None
+    password_file: SecretFile | None = Field(default=None, validate_default=True)
+
+    @field_validator("host")
+    @classmethod
+    def _is_host(cls, value: str) -> str:
+        if not _HOST.match(value):
+            raise ValueError("is not a host name with optional port; write for example registry.example.org")
+        return value
+
+    @field_validator("password_file", mode="before")
+    @classmethod
+    def _one_password(cls, value: Any, info: ValidationInfo) -> Any:
+        given = info.data.get("password", ...)
+        if value is not None and given is not None:
+            raise ValueError("stands beside password; keep one of the two")
+        if value is None and given is None:
+            raise ValueError("is missing; give the password as password_file (or password)")
+        return value
+
+    @property
+    def secret(self) -> Secret:
+        """Give the password, wherever it came from."""
+        return self.password or self.password_file or Secret("")
+
+
+class ImagesSection(_Section):
+    """Where algorithm images come from."""
+
+    pull: Annotated[PullPolicy, one_of(PullPolicy)] = PullPolicy.ALWAYS
+    registries: Annotated[tuple[RegistrySection, ...], AsTuple] = ()
+
+
+class LimitsSection(_Section):
+    """What runs may use."""
+
+    concurrent_runs: Annotated[Whole, Field(ge=1, le=1000)] = 4
+    cpus: Annotated[Real, Field(ge=0.01, le=4096)] = 2.0
+    memory: Annotated[Size, Field(ge=16 * MIB, le=64 * TIB)] = 4 * GIB
+    pids: Annotated[Whole, Field(ge=16, le=4_194_304)] = 512
+    open_files: Annotated[Whole, Field(ge=64, le=1_048_576)] = 4096
+    tmp_size: Annotated[Size, Field(ge=MIB, le=64 * TIB)] = GIB
+    output_size: Annotated[Size, Field(ge=1024, le=64 * TIB)] = GIB
+    log_size: Annotated[Size, Field(ge=4096, le=GIB)] = MIB
+    run_time: Annotated[Duration, Field(ge=1, le=365 * DAY)] = DAY
+
+
+class NetworkSection(_Section):
+    """The isolated network of the runs."""
+
+    proxy_port: Annotated[Whole, Field(ge=1, le=65_535)] = 7480
+    subnet: Subnet | None = None
+    accept_open_host: YesNo = False
+    probe_image: ImageReference | None = None
+
+
+class RelaxSection(_Section):
+    """What is given back to the images one pattern names."""
+
+    image: ImageGlob
+    image_user: YesNo = False
+    writable_root: YesNo = False
+    capabilities: Annotated[tuple[Capability, ...], AsTuple] = ()
+
+
+class HardeningSection(_Section):
+    """Exceptions from the hardening of containers."""
+
+    relax: Annotated[tuple[RelaxSection, ...], AsTuple] = ()
+
+
+class ShareSection(_Section):
+    """What the server may know of this node."""
+
+    node_facts: YesNo = True
+
+
+class Level(StrEnum):
+    """From which weight on a line is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Format(StrEnum):
+    """How a line is written."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LoggingSection(_Section):
+    """The agent's own log."""
+
+    level: Annotated[Level, one_of(Level)] = Level.INFO
+    format: Annotated[Format, one_of(Format)] = Format.AUTO
+
+
+class StatusSection(_Section):
+    """Status page and metrics."""
+
+    listen: None = None
+
+
+class ComputeApiSection(_Section):
+    """The compute API."""
+
+    listen: None = None
+
+
+class Shape(_Section):
+    """The whole file."""
+
+    name: str
+    server: ServerSection
+    state_dir: AbsolutePath
+    databases: Annotated[tuple[DatabaseSection, ...], AsTuple] = ()
+    policy: PolicySection = PolicySection()
+    encryption: EncryptionSection = EncryptionSection()
+    images: ImagesSection = ImagesSection()
+    limits: LimitsSection = LimitsSection()
+    network: NetworkSection = NetworkSection()
+    hardening: HardeningSection = HardeningSection()
+    container_user: UserAndGroup | None = None
+    share: ShareSection = ShareSection()
+    docker_host: EngineAddress | None = None
+    logging: LoggingSection = LoggingSection()
+    status: StatusSection = StatusSection()
+    compute_api: ComputeApiSection = ComputeApiSection()
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if not _NAME.match(value):
+            raise ValueError("must be small letters, digits and `-`, a letter or digit first, at most 41")
+        return value
+
+
+_PRIVATE = frozenset({"api_key", "password", "url", "uri", "docker_host", "env"})
+
+
+def is_private(loc: Sequence[int | str]) -> bool:
+    """Tell whether a secret may stand at this place: its value is never shown."""
+    return not _PRIVATE.isdisjoint(loc)
+
+
+def fields_at(loc: Sequence[int | str]) -> list[str]:
+    """Give the settings that may stand in the block at *loc*."""
+    section: type[BaseModel] = Shape
+    for key in loc:
+        if isinstance(key, str):
+            section = _section_of(section.model_fields[key].annotation) or section
+    return list(section.model_fields)
+
+
+def setting_paths(section: type[BaseModel] = Shape) -> list[str]:
+    """Give the path of every setting, as `databases[].label`."""
+    return list(_paths(section))
+
+
+def _paths(section: type[BaseModel]) -> Iterator[str]:
+    for key, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is None:
+            yield key
+            continue
+        joint = f"{key}." if inner is field.annotation else f"{key}[]."
+        yield from (joint + path for path in _paths(inner))
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def in_words(loc: Sequence[int | str], bound: Any) -> str:
+    """Write a bound the way the setting itself is written: `16MiB`, `1s`, `4`."""
+    kind = LimitsSection.model_fields.get(str(loc[-1]))
+    if kind is None or not isinstance(bound, int):
+        return str(bound)
+    if parse_duration in _readers(kind.metadata):
+        return f"{bound // DAY}d" if bound >= DAY else f"{bound}s"
+    if parse_size in _readers(kind.metadata):
+        return size_text(bound)
+    return str(bound)
+
+
+def _readers(metadata: Sequence[Any]) -> list[Any]:
+    return [getattr(item, "func", None) for item in metadata]

@@ -1,0 +1,65 @@
+"""Reads the column names of tabular files; a program of its own, because what it imports is heavy.
+
+`python -m node_agent.databases.columns` reads a JSON list of `{label, type, path}` and writes one JSON line
+`{label, columns}` per file, as soon as it is known: what was written before a limit struck still counts.
+"""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MEMORY = 1 << 30
+CPU_SECONDS = 30
+MAX_COLUMNS = 10_000
+MAX_NAME = 256
+
+
+def _csv(path: str) -> list[object]:
+    import pandas as pd
+
+    return list(pd.read_csv(path, nrows=0).columns)
+
+
+def _excel(path: str) -> list[object]:
+    import pandas as pd
+
+    return list(pd.read_excel(path, nrows=0).columns)
+
+
+def _parquet(path: str) -> list[object]:
+    from pyarrow import parquet
+
+    return list(parquet.read_schema(path).names)
+
+
+READERS: Mapping[str, Callable[[str], list[object]]] = {"csv": _csv, "excel": _excel, "parquet": _parquet}
+
+
+def columns_of(kind: str, path: str) -> list[str]:
+    """Give the column names of one file, as many and as long as the server is to be bothered with."""
+    return [str(name)[:MAX_NAME] for name in READERS[kind](path)[:MAX_COLUMNS]]
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, object]:
+    """Give one file's columns, or the kind of failure; never a text that could quote the file."""
+    try:
+        return {"label": request["label"], "columns": columns_of(request["type"], request["path"])}
+    except Exception as error:  # noqa: BLE001 - whatever a file format library raises, the next file is tried
+        return {"label": request["label"], "error": type(error).__name__}
+
+
+def main() -> None:
+    """Answer the requests on standard input, gently and within limits."""
+    os.nice(10)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    for request in json.load(sys.stdin):
+        sys.stdout.write(json.dumps(answer(request)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

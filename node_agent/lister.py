@@ -1,0 +1,67 @@
+"""The thread that lists open runs at the server.
+
+It owns one queue of wishes and turns each into one listing. Inputs go to disk page by page, so that neither the mailbox
+nor the journal ever holds one. It decides nothing: what a listing means is the control loop's business.
+"""
+
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from node_agent.domain.messages import ListingFailed, Message, RunsListed
+from node_agent.domain.ports import Clock, OpenRun, RunFolders, Server
+from node_agent.domain.run import RunId
+from node_agent.domain.task import TaskId
+from node_agent.errors import NodeAgentError
+
+_EVERYTHING = None
+
+
+class Lister:
+    """Lists open runs when asked; wishes that wait already are not repeated."""
+
+    def __init__(
+        self,
+        *,
+        server: Server,
+        folders: RunFolders,
+        clock: Clock,
+        is_new: Callable[[RunId], bool],
+        post: Callable[[Message], None],
+    ) -> None:
+        self._server = server
+        self._folders = folders
+        self._clock = clock
+        self._is_new = is_new
+        self._post = post
+        self._wishes: queue.SimpleQueue[TaskId | None] = queue.SimpleQueue()
+        self._waiting: set[TaskId | None] = set()
+
+    def ask(self, task_id: TaskId | None = _EVERYTHING) -> None:
+        """Wish for the open runs of one task, or of all; called by the control thread."""
+        if task_id not in self._waiting:
+            self._waiting.add(task_id)
+            self._wishes.put(task_id)
+
+    def serve_forever(self) -> None:
+        """Turn wishes into listings until the process ends."""
+        while True:
+            self.serve_one(self._wishes.get())
+
+    def serve_one(self, task_id: TaskId | None) -> None:
+        """Make one listing and post it, or post why there is none."""
+        # A wish that arrives from here on is a new one: this listing may have missed its reason.
+        self._waiting.discard(task_id)
+        asked_at = self._clock.monotonic()
+        try:
+            runs = tuple(self._without_inputs(self._server.open_runs(task_id)))
+        except NodeAgentError as error:
+            self._post(ListingFailed(error, task_id))
+            return
+        self._post(RunsListed(runs, complete=task_id is _EVERYTHING, asked_at=asked_at))
+
+    def _without_inputs(self, runs: Iterator[OpenRun]) -> Iterator[OpenRun]:
+        for run in runs:
+            if not run.fault and self._is_new(run.id):
+                self._folders.store_input(run.id, run.input)
+            yield replace(run, input=b"")

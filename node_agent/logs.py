@@ -1,0 +1,181 @@
+"""The agent's own log: fixed event names with facts; readable on a terminal, one JSON object a line elsewhere.
+
+Owns the form of a line, the vocabulary of event names, and the last defence against secrets in it. Must not
+know what the agent does. Everything goes to standard error; standard output belongs to the answers of commands.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from node_agent.domain.run import RunId
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import TaskId
+
+MASK: Final = "***"
+LONGEST_VALUE: Final = 2048
+LONGEST_TRACE: Final = 32 * 1024
+_DEPTH: Final = 4
+
+_SECRET_KEY = re.compile(
+    r"token|passw|secret|api_?key|authorization|credential|private_?key|cookie|jwt", re.IGNORECASE
+)
+_HARMLESS_KEY = frozenset({"token_hash_known", "token_expires_at", "token_expires_in"})
+_SECRET_TEXT = re.compile(
+    r"(?i:\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=\-]{8,}"
+    r"|\beyJ[A-Za-z0-9_\-]{5,}\.[A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]*)?"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NEWLINES = re.compile(r"[\n\t]")
+_LEVELS: Mapping[str, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_LIBRARIES = ("requests", "urllib3", "docker", "socketio", "engineio", "waitress", "werkzeug", "websocket")
+
+EVENTS: Mapping[str, str] = {
+    "library_message": "A library below the agent said something; `logger` names it.",
+}
+"""Every event name the agent writes, with what it says; the documentation lists the same."""
+
+
+def set_up(*, level: str, form: str, secrets: Iterable[Secret] = (), stream: TextIO | None = None) -> None:
+    """Configure logging for this process; *form* is auto, console or json, *secrets* are masked everywhere."""
+    target = sys.stderr if stream is None else stream
+    structlog.configure(
+        processors=[*_common(secrets), *_last(form, target)],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Sink(target))),
+        cache_logger_on_first_use=False,
+    )
+    _route_libraries()
+
+
+def bind_run(run_id: RunId, task_id: TaskId, image: str) -> FilteringBoundLogger:
+    """Give a logger whose lines all carry the run, its task and its image."""
+    return cast(
+        "FilteringBoundLogger", structlog.get_logger().bind(run_id=run_id, task_id=task_id, image=image)
+    )
+
+
+def _common(secrets: Iterable[Secret]) -> list[Processor]:
+    known = tuple(secret.reveal() for secret in secrets if secret.reveal())
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        _add_time,
+        structlog.processors.format_exc_info,
+        partial(_clean, known),
+    ]
+
+
+def _last(form: str, stream: TextIO) -> list[Processor]:
+    if form == "console" or (form == "auto" and stream.isatty()):
+        return [_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)]
+    return [structlog.processors.JSONRenderer(ensure_ascii=False)]
+
+
+def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # the same three in front of every line, whatever was bound
+    return {"timestamp": stamp, "level": event.pop("level"), "event": event.pop("event"), **event}
+
+
+def _clean(known: tuple[str, ...], _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask what may be secret, and bound everything."""
+    return {key: _clean_entry(key, value, known) for key, value in event.items()}
+
+
+def _clean_entry(key: Any, value: Any, known: tuple[str, ...]) -> Any:
+    name = str(key)
+    if _SECRET_KEY.search(name) and name not in _HARMLESS_KEY and value is not None:
+        return MASK
+    return _clean_value(value, known, LONGEST_TRACE if name == "exception" else LONGEST_VALUE, _DEPTH)
+
+
+def _clean_value(value: Any, known: tuple[str, ...], longest: int, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth and isinstance(value, Mapping):
+        return {str(key): _clean_entry(key, item, known) for key, item in list(value.items())[:100]}
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return [_clean_value(item, known, longest, depth - 1) for item in list(value)[:100]]
+    return mask(str(value), known, longest)
+
+
+def mask(text: str, known: Iterable[str] = (), longest: int = LONGEST_VALUE) -> str:
+    """Mask the *known* secrets and everything that looks like a credential, and cut what is too long."""
+    for secret in known:
+        text = text.replace(secret, MASK)
+    # cut only afterwards: half a secret is not recognised any more
+    text = _SECRET_TEXT.sub(MASK, text)
+    left_out = len(text) - longest
+    return f"{text[:longest]}… ({left_out} more characters)" if left_out > 0 else text
+
+
+def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Take the power from characters that would move the cursor or forge a line on a terminal."""
+    return {key: _tame(key, value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _tame(key: str, text: str) -> str:
+    safe = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return safe if key == "exception" else _NEWLINES.sub(" ", safe)
+
+
+class _Sink:
+    """Standard error that is allowed to be gone: a lost log line must not end the agent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text.encode(errors="replace").decode())
+        except (OSError, ValueError):
+            return
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+class _ToStructlog(logging.Handler):
+    """Hands the libraries' messages to our own form of line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts: MutableMapping[str, Any] = {"logger": record.name, "message": _message(record)}
+        if record.exc_info:
+            facts["exc_info"] = record.exc_info
+        structlog.get_logger().log(record.levelno, "library_message", **facts)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        # a library's mistake in its own format string
+        return str(record.msg)
+
+
+def _route_libraries() -> None:
+    root = logging.getLogger()
+    for present in root.handlers[:]:
+        if isinstance(present, _ToStructlog):
+            root.removeHandler(present)
+    root.addHandler(_ToStructlog())
+    root.setLevel(logging.WARNING)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,89 @@
+"""Which calls an algorithm may make: the table, and nothing but the table.
+
+Owns methods and paths. A path that does not match to the last character is not forwarded, so nothing can be
+smuggled into the server's address. Knows nothing of tokens, bodies or the network.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+_SEGMENTS: Mapping[str, str] = {
+    "{id}": r"[0-9]{1,18}",
+    "{uuid}": r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}",
+}
+
+
+class Treatment(Enum):
+    """What happens to what passes through."""
+
+    PLAIN = auto()
+    OPEN = auto()
+    """Needs no token."""
+    NEW_TASK = auto()
+    RESULT_LIST = auto()
+    RESULT = auto()
+    BLOB_UP = auto()
+    BLOB_DOWN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One call: *path* is the path that was asked for once the route is found, else the template."""
+
+    method: str
+    template: str
+    treatment: Treatment = Treatment.PLAIN
+    path: str = ""
+
+
+ROUTES = (
+    Route("GET", "run"),
+    Route("GET", "run/{id}"),
+    Route("GET", "result", Treatment.RESULT_LIST),
+    Route("GET", "result/{id}", Treatment.RESULT),
+    Route("GET", "task"),
+    Route("GET", "task/{id}"),
+    Route("GET", "task/{id}/status"),
+    Route("POST", "task", Treatment.NEW_TASK),
+    Route("GET", "organization"),
+    Route("GET", "organization/{id}"),
+    Route("GET", "collaboration/{id}"),
+    Route("GET", "study"),
+    Route("GET", "study/{id}"),
+    Route("GET", "node"),
+    Route("GET", "node/{id}"),
+    Route("GET", "vpn/algorithm/addresses"),
+    Route("GET", "version", Treatment.OPEN),
+    Route("GET", "health", Treatment.OPEN),
+    Route("GET", "blobstream/status"),
+    Route("GET", "blobstream/{uuid}", Treatment.BLOB_DOWN),
+    Route("POST", "blobstream", Treatment.BLOB_UP),
+)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile("/" + "/".join(_SEGMENTS.get(part, re.escape(part)) for part in template.split("/")))
+
+
+_PATTERNS = tuple((_pattern(route.template), route) for route in ROUTES)
+
+
+class WrongMethod(Exception):  # noqa: N818 - an answer, not a fault of ours
+    """The path exists, but not with this method; *allowed* are the methods it has."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        super().__init__(", ".join(allowed))
+        self.allowed = allowed
+
+
+def find_route(method: str, path: str) -> Route | None:
+    """Find the route of a call; None when there is no such path. Raises WrongMethod."""
+    routes = [route for pattern, route in _PATTERNS if pattern.fullmatch(path)]
+    for route in routes:
+        if route.method == method:
+            return replace(route, path=path.removeprefix("/"))
+    if routes:
+        raise WrongMethod(tuple(route.method for route in routes))
+    return None

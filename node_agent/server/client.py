@@ -1,0 +1,252 @@
+"""The coordinating server behind the Server port.
+
+Owns which call is made for what, which answers end a run, and the few fast tries after a blip. Must not know
+how JSON looks, how long anything is tried beyond a few seconds, or what a run does here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http import HTTPStatus
+from typing import NoReturn
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+)
+
+from node_agent.domain.ports import FinalReport, NodeIdentity, OpenRun, ProxiedRequest, ProxiedResponse
+from node_agent.domain.run import RunId, Status
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import TaskId
+from node_agent.errors import RunClosed, RunFailed, ServerUnreachable
+from node_agent.server import wire
+from node_agent.server.exchange import AnswerTooLarge, Call, Exchange, Reply
+from node_agent.server.listing import list_runs
+from node_agent.server.payload import PayloadCodec, PlainCodec
+from node_agent.server.tokens import Tokens
+
+FORWARD_LIMIT = 256 * 1024 * 1024
+REPORT_SECONDS = 300.0
+# the connection's time-out also bounds the sending of each piece, and servers pause while they store
+REPORT_CONNECT_SECONDS = 30.0
+
+_TOKEN_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY})
+_GATEWAY = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+_PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+_TASK_OVER = ("already finished", "does not exist")
+
+
+def _is_blip(error: BaseException) -> bool:
+    return isinstance(error, ServerUnreachable) and not isinstance(error, AnswerTooLarge)
+
+
+def brief_patience(sleep: Callable[[float], None] | None = None) -> Retrying:
+    """Make the policy for blips: three tries, and none begun after three seconds."""
+    patience = Retrying(
+        retry=retry_if_exception(_is_blip),
+        stop=stop_after_attempt(3) | stop_after_delay(3),
+        wait=wait_exponential(multiplier=0.2, max=1),
+        retry_error_callback=_raise_last,
+    )
+    return patience if sleep is None else patience.copy(sleep=sleep)
+
+
+def _raise_last(state: RetryCallState) -> NoReturn:
+    if state.outcome is None or (error := state.outcome.exception()) is None:
+        raise AssertionError("tried without outcome")
+    raise error
+
+
+class HttpServer:
+    """The Server port over HTTP; may be used by many threads."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        tokens: Tokens,
+        *,
+        codec: PayloadCodec | None = None,
+        patience: Retrying | None = None,
+    ) -> None:
+        self._exchange = exchange
+        self._tokens = tokens
+        self._codec = codec or PlainCodec()
+        self._patience = patience or brief_patience()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._exchange.close()
+
+    def identify(self) -> NodeIdentity:
+        """Log in and learn who this node is."""
+        node = self._get(f"node/{self._tokens.node_id()}")
+        organization_id, collaboration_id = wire.parse_node(node)
+        return wire.parse_identity(
+            node=node,
+            organization=self._get(f"organization/{organization_id}"),
+            collaboration=self._get(f"collaboration/{collaboration_id}"),
+        )
+
+    def open_runs(self, task_id: TaskId | None = None) -> Iterator[OpenRun]:
+        """List the open runs of this node (of one task, if given), oldest first, page by page."""
+        query: dict[str, str | int] = {
+            "state": "open",
+            "node_id": self._tokens.node_id(),
+            "include": "task",
+            "sort": "id",
+        }
+        if task_id is not None:
+            query["task_id"] = task_id
+
+        def fetch(number: int, size: int) -> wire.Page:
+            return wire.parse_page(self._get("run", page=number, per_page=size, **query), self._codec)
+
+        return list_runs(fetch)
+
+    def is_open(self, run_id: RunId) -> bool:
+        """Tell whether the server still wants this run."""
+        reply = self._ask(Call(method="GET", path=f"run/{run_id}"))
+        if reply.status == HTTPStatus.NOT_FOUND:
+            return False
+        return wire.parse_run_state(_good(reply)).is_open
+
+    def claim(self, run_id: RunId, *, at: float) -> None:
+        """Tell the server that this node takes the run. Raises RunClosed, RunFailed."""
+        reply = self._update(run_id, wire.claim_body(at))
+        if not _is_good(reply):
+            raise RunFailed(f"The server refused that this node takes the run: {reply.message}")
+
+    def announce(self, run_id: RunId, status: Status) -> None:
+        """Tell the server an intermediate status. Raises RunClosed."""
+        _good(self._update(run_id, wire.status_body(status)))
+
+    def container_token(self, task_id: TaskId, image: str) -> Secret:
+        """Get the credential of one algorithm container. Raises RunClosed, RunFailed."""
+        body = wire.container_token_body(task_id, image)
+        reply = self._ask(Call(method="POST", path="token/container", body=body))
+        if _is_good(reply):
+            return wire.parse_container_token(reply)
+        if any(text in (reply.message or "") for text in _TASK_OVER):
+            raise RunClosed(f"The server has closed task {task_id}: {reply.message}")
+        raise RunFailed(f"The node could not obtain algorithm container token: {reply.message}")
+
+    def report(self, run_id: RunId, final: FinalReport) -> None:
+        """Deliver the final message. Raises RunClosed when the server refuses it for good."""
+        result = self._codec.encode_result(final.result, reader=final.init_org_id)
+        call = Call(
+            method="PATCH",
+            path=f"run/{run_id}",
+            body=wire.final_body(final, result),
+            skip_large=True,
+            connect_seconds=REPORT_CONNECT_SECONDS,
+            read_seconds=REPORT_SECONDS,
+        )
+        reply = _settled(self._authorised(call))
+        if _is_good(reply) or (_is_closed(reply) and self._arrived_before(run_id, final)):
+            return
+        _raise_if_over(run_id, reply)
+        self._report_refusal(run_id, final, reply)
+
+    def forward(self, request: ProxiedRequest) -> ProxiedResponse:
+        """Pass an algorithm's call on with the algorithm's own token. Raises ServerUnreachable only."""
+        if _climbs(request.path):
+            return ProxiedResponse(status=404, content_type="application/json", body=b'{"msg": "Not found"}')
+        call = Call(
+            method=request.method,
+            path=request.path,
+            query=request.query,
+            token=request.token,
+            body=request.body or None,
+            limit=FORWARD_LIMIT,
+        )
+        # a repeated POST could create a task twice
+        repeatable = request.method == "GET"
+        reply = self._patience(self._exchange.send, call) if repeatable else self._exchange.send(call)
+        return ProxiedResponse(status=reply.status, content_type=reply.content_type, body=reply.body)
+
+    # --- calls with the node's own token ---
+
+    def _get(self, path: str, **query: str | int) -> Reply:
+        return _good(self._ask(Call(method="GET", path=path, query=query)))
+
+    def _update(self, run_id: RunId, body: bytes) -> Reply:
+        """Change a run; the answer repeats the whole input, which nobody needs. Raises RunClosed."""
+        reply = self._ask(Call(method="PATCH", path=f"run/{run_id}", body=body, skip_large=True))
+        _raise_if_over(run_id, reply)
+        return reply
+
+    def _ask(self, call: Call) -> Reply:
+        """Make a call that may be repeated; gives a success or the server's own refusal."""
+        return _settled(self._patience(self._try, call))
+
+    def _try(self, call: Call) -> Reply:
+        reply = self._authorised(call)
+        if reply.status in _GATEWAY:
+            raise _unexpected(reply)
+        return reply
+
+    def _authorised(self, call: Call) -> Reply:
+        """Make a call, and once more with another token if the server does not take this one."""
+        token = self._tokens.access_token()
+        reply = self._exchange.send(replace(call, token=token))
+        if reply.status not in _TOKEN_REFUSED:
+            return reply
+        return self._exchange.send(replace(call, token=self._tokens.renew(token)))
+
+    # --- reports that were not taken ---
+
+    def _arrived_before(self, run_id: RunId, final: FinalReport) -> bool:
+        """Tell whether an earlier try of this very report was taken although its answer got lost."""
+        reply = self._ask(Call(method="GET", path=f"run/{run_id}"))
+        return _is_good(reply) and wire.is_told(wire.parse_run_state(reply), final)
+
+    def _report_refusal(self, run_id: RunId, final: FinalReport, refused: Reply) -> NoReturn:
+        """End a run whose report the server will never take, so that nobody waits for it."""
+        why = "it is too large" if refused.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else refused.message
+        reason = f"The server refused the result of this run: {why}"
+        self._update(run_id, wire.refusal_body(final, reason))
+        raise RunClosed(reason)
+
+
+def _settled(reply: Reply) -> Reply:
+    """Give a success or a refusal by the server itself; anything else may pass, so it is no answer."""
+    if reply.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _is_good(reply):
+        return reply
+    refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    # a gateway in front of a server that is being replaced says 403 or 404 too, but not in the server's words
+    if refused and reply.status not in _PASSING and reply.message is not None:
+        return reply
+    raise _unexpected(reply)
+
+
+def _good(reply: Reply) -> Reply:
+    if not _is_good(reply):
+        raise _unexpected(reply)
+    return reply
+
+
+def _is_good(reply: Reply) -> bool:
+    return reply.status in {HTTPStatus.OK, HTTPStatus.CREATED}
+
+
+def _is_closed(reply: Reply) -> bool:
+    return reply.status == HTTPStatus.BAD_REQUEST and wire.FINISHED_ALREADY in (reply.message or "")
+
+
+def _raise_if_over(run_id: RunId, reply: Reply) -> None:
+    if reply.status in _RUN_GONE or _is_closed(reply):
+        raise RunClosed(f"The server has closed run {run_id}: {reply.message}")
+
+
+def _unexpected(reply: Reply) -> ServerUnreachable:
+    return ServerUnreachable(f"{reply.call} was answered with {reply.status}: {reply.excerpt()}")
+
+
+def _climbs(path: str) -> bool:
+    """Tell whether a path would end up elsewhere than it says once the HTTP library tidied it."""
+    return "\\" in path or any(part in {"", ".", ".."} for part in path.split("/"))

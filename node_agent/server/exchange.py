@@ -1,0 +1,226 @@
+"""One HTTP call to the coordinating server and its bounded answer.
+
+Owns sessions, time-outs, size limits and the translation of the HTTP library's errors. Must not know what a
+call means, and never repeats one.
+"""
+
+import json
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import requests
+from requests.exceptions import (
+    ConnectTimeout,
+    ProxyError,
+    ReadTimeout,
+    RequestException,
+    SSLError,
+)
+
+from node_agent.domain.secret import Secret
+from node_agent.errors import ServerUnreachable
+from node_agent.server.address import ServerAddress, ServerSession, rest_session
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+BODY_LIMIT = 128 * 1024 * 1024
+BODY_SECONDS = 300.0
+SHORT_BODY = 64 * 1024
+_CHUNK = 64 * 1024
+_SHOWN = 200
+
+
+class AnswerTooLarge(ServerUnreachable):
+    """The answer is larger than this agent reads; *total* is the length of the whole list, if told."""
+
+    def __init__(self, message: str, *, total: int | None) -> None:
+        super().__init__(message)
+        self.total = total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call, before it is sent."""
+
+    method: str
+    path: str
+    """Below the REST base, without a leading slash."""
+    query: Mapping[str, str | int] | str = ""
+    token: Secret | None = None
+    body: bytes | Iterable[bytes] | None = field(default=None, repr=False)
+    limit: int = BODY_LIMIT
+    skip_large: bool = False
+    """Nobody needs the answer's body when it is large: it is not read then."""
+    connect_seconds: float = CONNECT_SECONDS
+    read_seconds: float = READ_SECONDS
+
+    def __str__(self) -> str:
+        return f"{self.method} /{self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the server answered."""
+
+    call: str
+    status: int
+    content_type: str = ""
+    body: bytes = field(default=b"", repr=False)
+    total: int | None = None
+    """How many elements the whole list has, when this is a page of one."""
+
+    @property
+    def message(self) -> str | None:
+        """Give the server's own words about an error; None when this does not come from the server itself."""
+        try:
+            text = parse_json(self.body)
+        except ValueError:
+            return None
+        said = text.get("msg") if isinstance(text, dict) else None
+        return shorten(said) if isinstance(said, str) else None
+
+    def json(self) -> object:
+        """Give the body as JSON, or say that the server talks nonsense."""
+        try:
+            return parse_json(self.body)
+        except ValueError as error:
+            raise ServerUnreachable(f"The answer to {self.call} is not JSON: {self.excerpt()}") from error
+
+    def excerpt(self) -> str:
+        """Give the beginning of the body for an error text."""
+        return shorten(self.body[: 4 * _SHOWN].decode("utf-8", "replace")) or "(empty)"
+
+
+def shorten(text: str) -> str:
+    """Give *text* as one short printable line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN]).split())
+    return line if len(line) <= _SHOWN else line[:_SHOWN] + "…"
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Parse JSON from outside; every way to fail is a ValueError."""
+    try:
+        return json.loads(body)
+    except RecursionError as error:  # a few kilobytes of brackets are enough
+        raise ValueError("nested too deeply") from error
+
+
+class Exchange:
+    """Sends calls; one session per thread, connections kept alive."""
+
+    def __init__(self, address: ServerAddress) -> None:
+        self.address = address
+        self._local = threading.local()
+        self._sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def send(self, call: Call) -> Reply:
+        """Send one call once. Raises ServerUnreachable."""
+        try:
+            response = self._request(call)
+            try:
+                return self._read(call, response)
+            finally:
+                response.close()
+        except RequestException as error:
+            raise ServerUnreachable(f"{call} at {self.address.rest}: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Close every connection; calls after this open new ones."""
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.close()
+
+    def _request(self, call: Call) -> requests.Response:
+        headers = {} if call.body is None else {"Content-Type": "application/json"}
+        if call.token is not None:
+            headers["Authorization"] = f"Bearer {call.token.reveal()}"
+        return self._session().request(
+            call.method,
+            f"{self.address.rest}/{call.path}",
+            params=call.query or None,
+            data=call.body,
+            headers=headers,
+            timeout=(call.connect_seconds, call.read_seconds),
+            stream=True,
+            # a redirect turns a PATCH into something else and may carry the token elsewhere
+            allow_redirects=False,
+        )
+
+    def _session(self) -> ServerSession:
+        session: ServerSession | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = rest_session(self.address)
+            with self._lock:
+                self._sessions.add(session)
+        return session
+
+    def _read(self, call: Call, response: requests.Response) -> Reply:
+        total = _whole(response.headers.get("total-count"))
+        body = b"" if _unwanted(call, response) else _body(call, response, total)
+        return Reply(
+            call=str(call),
+            status=response.status_code,
+            content_type=response.headers.get("Content-Type", ""),
+            body=body,
+            total=total,
+        )
+
+
+def _unwanted(call: Call, response: requests.Response) -> bool:
+    length = _whole(response.headers.get("Content-Length"))
+    good = response.status_code < HTTPStatus.BAD_REQUEST
+    return call.skip_large and good and (length is None or length > SHORT_BODY)
+
+
+def _body(call: Call, response: requests.Response, total: int | None) -> bytes:
+    body = bytearray()
+    deadline = time.monotonic() + BODY_SECONDS
+    for chunk in response.iter_content(_CHUNK):
+        body += chunk
+        if len(body) > call.limit:
+            raise AnswerTooLarge(f"The answer to {call} is larger than {call.limit} bytes.", total=total)
+        if time.monotonic() > deadline:
+            raise ServerUnreachable(f"The answer to {call} took longer than {BODY_SECONDS:.0f} s.")
+    return bytes(body)
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
+
+
+def _reason(error: RequestException) -> str:
+    """Say in a few words why a call did not go through."""
+    if isinstance(error, SSLError):
+        return f"the certificate is not accepted ({_root_text(error)}); see `server.ca_bundle`"
+    if isinstance(error, ProxyError):
+        return f"the HTTP proxy does not answer ({_root_text(error)})"
+    if isinstance(error, ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, ReadTimeout):
+        return "no answer in time"
+    return _root_text(error)
+
+
+def _root_text(error: BaseException) -> str:
+    """Find the innermost cause: the outer ones repeat the URL and an object's address."""
+    seen = 0
+    while (inner := _inner(error)) is not None and seen < 10:  # noqa: PLR2004 - a chain may be a ring
+        error, seen = inner, seen + 1
+    return shorten(f"{type(error).__name__}: {error}")
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, BaseException):
+        return reason
+    for argument in reversed(error.args):
+        if isinstance(argument, BaseException):
+            return argument
+    return error.__cause__

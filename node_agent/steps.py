@@ -1,0 +1,337 @@
+"""One short function per step of a run.
+
+A step receives a frozen run and the ports, returns what it reached, and sees nothing else. It may be repeated at any
+time, by any later process: "already done" is success. It raises Transient (again later), RunFailed (the ending is known)
+or RunClosed (the server has closed the run); anything else is a bug.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from node_agent.domain import contract
+from node_agent.domain.container import (
+    ContainerLimits,
+    ContainerReport,
+    ContainerSpec,
+    Phase,
+    PinnedImage,
+    PullPolicy,
+    PullProgress,
+    Relaxation,
+)
+from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
+from node_agent.domain.policy import Answer, judge_image, matching_relaxation, parse_image
+from node_agent.domain.ports import Clock, Databases, FinalReport, RunFolders, Runtime, Server
+from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.errors import (
+    ContainerLost,
+    ImageMissing,
+    InputUnreadable,
+    NotAllowed,
+    OutputTooLarge,
+    RegistryUnreachable,
+    RunClosed,
+    TimeLimit,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSettings:
+    """What the owner decided, as far as steps need it; sizes in bytes, times in seconds."""
+
+    node_name: str
+    algorithms: tuple[str, ...]
+    pull: PullPolicy
+    relaxations: tuple[Relaxation, ...]
+    user: tuple[int, int]
+    limits: ContainerLimits
+    output_size: int
+    log_size: int
+    disk_size: int
+    """What a run and its job's temporary folder may take together while it runs."""
+    run_time: float
+    registry_patience: float
+    """How long a silent registry is asked again before the run fails."""
+    proxy_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Everything a step may touch."""
+
+    server: Server
+    runtime: Runtime
+    folders: RunFolders
+    databases: Databases
+    clock: Clock
+    settings: StepSettings
+    wanted: Callable[[RunId], bool]
+    """False as soon as the run's ending is decided; long steps ask it in between."""
+    progress: Callable[[RunId, PullProgress], None]
+
+
+def admit(run: Run, ports: Ports) -> StepResult:
+    """Decide whether the run may run here, and take it."""
+    if run.fault:
+        raise InputUnreadable(run.fault)
+    verdict = judge_image(run.task.image, ports.settings.algorithms)
+    if verdict.answer is Answer.NO:
+        raise _refused(run, verdict.rule)
+    ports.databases.choose(run.task.databases)
+    at = ports.clock.now()
+    ports.server.claim(run.id, at=at)
+    return Advance(State.ADMITTED, {"claimed_at": at, "announced": Status.INITIALIZING})
+
+
+def announce(run: Run, ports: Ports) -> StepResult:
+    """Tell the server how far the run is; a courtesy."""
+    status = status_of(run)
+    ports.server.announce(run.id, status)
+    return Wait({"announced": status}, seconds=0)
+
+
+def verify(run: Run, ports: Ports) -> StepResult:
+    """Ask the server whether it still wants a run that its list of open runs did not show."""
+    if not ports.server.is_open(run.id):
+        raise RunClosed(f"Run {run.id} is closed at the server.")
+    return Wait({}, seconds=0)
+
+
+def pull(run: Run, ports: Ports) -> StepResult:
+    """Get the image and pin it; the policy has its last word on the content that will run."""
+    try:
+        image = _image(run, ports)
+    except RegistryUnreachable as error:
+        if ports.clock.now() < (run.claimed_at or 0) + ports.settings.registry_patience:
+            raise
+        raise ImageMissing(
+            f"The registry of {run.task.image} cannot be reached from this node: {error.message}"
+        ) from error
+    verdict = judge_image(run.task.image, ports.settings.algorithms, digest=image.digest)
+    if verdict.answer is not Answer.YES:
+        raise _refused(run, verdict.rule)
+    return Advance(State.PULLED, {"image_id": image.image_id, "digest": image.digest})
+
+
+def _image(run: Run, ports: Ports) -> PinnedImage:
+    reference = run.task.image
+    local = ports.runtime.find_image(reference)
+    if local is not None and _is_enough(local, reference, ports.settings.pull):
+        return local
+    if ports.settings.pull is PullPolicy.NEVER:
+        raise ImageMissing(
+            f"The image {reference} is not on this node, and this node never pulls (images.pull: never)."
+        )
+    return ports.runtime.pull_image(
+        reference,
+        wanted=lambda: ports.wanted(run.id),
+        progress=lambda progress: ports.progress(run.id, progress),
+    )
+
+
+def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
+    image = parse_image(reference)
+    exact = image is not None and image.digest is not None and image.digest == local.digest
+    # A digest names one content for ever: no registry can know better.
+    return exact or policy is not PullPolicy.ALWAYS
+
+
+def create(run: Run, ports: Ports) -> StepResult:
+    """Get the token, make the folders ready, create the container."""
+    databases = ports.databases.choose(run.task.databases)
+    relaxation = matching_relaxation(run.task.image, ports.settings.relaxations)
+    token = ports.server.container_token(run.task.id, run.task.image)
+    folders = ports.folders.prepare(run.id, run.task.job_id, token=token, open_to_all=relaxation.image_user)
+    spec = ContainerSpec(
+        name=f"node-agent-{ports.settings.node_name}-run-{run.id}",
+        run_id=run.id,
+        image_id=_pinned(run),
+        user=None if relaxation.image_user else ports.settings.user,
+        groups=ports.databases.groups(databases),
+        environment=contract.environment(
+            run_id=run.id,
+            requests=run.task.databases,
+            databases=databases,
+            proxy_port=ports.settings.proxy_port,
+        ),
+        mounts=contract.mounts(folders=folders, databases=databases),
+        limits=ports.settings.limits,
+        writable_root=relaxation.writable_root,
+        capabilities=relaxation.capabilities,
+    )
+    container = ports.runtime.ensure_container(spec)
+    return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
+
+
+def _pinned(run: Run) -> str:
+    if run.image_id is None:
+        raise ContainerLost("The image of this run was never pinned.")
+    return run.image_id
+
+
+def hash_token(token: str) -> str:
+    """Give the form in which a container token is kept: enough to recognise it, useless to a thief."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def start(run: Run, ports: Ports) -> StepResult:
+    """Start the container, unless it ever started."""
+    ports.runtime.ensure_started(_container(run))
+    return Advance(State.RUNNING, {"started_at": ports.clock.now()})
+
+
+def observe(run: Run, ports: Ports) -> StepResult:
+    """Look at the container; when it ended, take its log and its output over."""
+    report = ports.runtime.inspect(_container(run))
+    if report is None:
+        raise ContainerLost(
+            "The container disappeared before its result could be read. The node's engine may have been reset."
+        )
+    if report.phase is Phase.RUNNING:
+        _check_limits(run, ports)
+        return Wait({})
+    _capture_log(run, ports)
+    ports.folders.capture_output(run.id, limit=ports.settings.output_size)
+    return Advance(State.CAPTURED, _end_of(report, ports))
+
+
+def _end_of(report: ContainerReport, ports: Ports) -> Mapping[str, object]:
+    return {
+        "exit_code": report.exit_code,
+        "out_of_memory": report.out_of_memory,
+        "started_at": report.started_at or ports.clock.now(),
+    }
+
+
+def _check_limits(run: Run, ports: Ports) -> None:
+    running_for = ports.clock.now() - (run.started_at or ports.clock.now())
+    if running_for > ports.settings.run_time:
+        raise TimeLimit(
+            f"The algorithm was stopped after {running_for:.0f} seconds; "
+            f"this node allows {ports.settings.run_time:.0f} (limits.run_time)."
+        )
+    used = ports.folders.used_bytes(run.id, run.task.job_id)
+    if used > ports.settings.disk_size:
+        raise OutputTooLarge(
+            f"The algorithm was stopped: it filled {used:,} bytes of disk; "
+            f"this node allows {ports.settings.disk_size:,} (limits.output_size and limits.tmp_size)."
+        )
+
+
+def _capture_log(run: Run, ports: Ports) -> None:
+    if run.container is None:
+        return
+    with ports.folders.log_file(run.id) as file:
+        ports.runtime.copy_log(run.container, file, limit=ports.settings.log_size)
+
+
+def filter_(run: Run, ports: Ports) -> StepResult:
+    """Say how the run ended, before anything leaves this machine."""
+    outcome = _outcome(run)
+    facts = {"outcome": outcome, "reason": _reason(run, outcome, ports), "finished_at": ports.clock.now()}
+    return Advance(State.FINISHED, facts)
+
+
+def _outcome(run: Run) -> Outcome:
+    if run.exit_code == 0:
+        return Outcome.COMPLETED
+    return Outcome.OUT_OF_MEMORY if run.out_of_memory else Outcome.CRASHED
+
+
+def _reason(run: Run, outcome: Outcome, ports: Ports) -> str:
+    if outcome is Outcome.OUT_OF_MEMORY:
+        allowed = f"{ports.settings.limits.memory:,} bytes (limits.memory)"
+        return f"The algorithm ran out of memory and was ended by the engine; this node allows {allowed}."
+    if outcome is Outcome.CRASHED:
+        return f"The algorithm ended with exit code {run.exit_code}{_signal_name(run.exit_code)}."
+    result = ports.folders.result_path(run.id)
+    if result is None or result.stat().st_size == 0:
+        return "The algorithm ended without an error but wrote no output."
+    return ""
+
+
+_SIGNALS: Mapping[int, str] = MappingProxyType(
+    {
+        132: " (illegal instruction)",
+        134: " (aborted itself)",
+        137: " (killed)",
+        139: " (segmentation fault)",
+        143: " (asked to end)",
+        153: " (wrote a file larger than limits.output_size)",
+    }
+)
+
+
+def _signal_name(exit_code: int | None) -> str:
+    return _SIGNALS.get(exit_code or 0, "")
+
+
+def stop(run: Run, ports: Ports) -> StepResult:
+    """End the container of a run whose ending is decided, and keep what it said."""
+    container = run.container or ports.runtime.find_container(run.id)
+    if container is not None:
+        ports.runtime.stop(container)
+    if run.state is State.RUNNING and run.ending is not Outcome.CLOSED:
+        _capture_log(run, ports)
+    return Advance(State.FINISHED, {"outcome": run.ending, "finished_at": ports.clock.now()})
+
+
+def report(run: Run, ports: Ports) -> StepResult:
+    """Deliver the one final message; what the server refuses for good is over too."""
+    if run.outcome is Outcome.CLOSED:
+        return Advance(State.REPORTED, {})
+    finished_at = run.finished_at or ports.clock.now()
+    final = FinalReport(
+        status=status_of(run),
+        result=ports.folders.result_path(run.id),
+        log=ports.folders.final_log(run.id, _note(run)),
+        started_at=run.claimed_at or finished_at,
+        finished_at=finished_at,
+        init_org_id=run.task.init_org_id,
+    )
+    ports.server.report(run.id, final)
+    return Advance(State.REPORTED, {"announced": status_of(run)})
+
+
+def _note(run: Run) -> str:
+    return f"[node] {run.reason}\n" if run.reason else ""
+
+
+def remove(run: Run, ports: Ports) -> StepResult:
+    """Leave nothing of the run behind."""
+    container = run.container or ports.runtime.find_container(run.id)
+    if container is not None:
+        ports.runtime.remove(container)
+    ports.folders.remove(run.id)
+    return Advance(State.REMOVED, {})
+
+
+def _container(run: Run) -> ContainerId:
+    if run.container is None:
+        raise ContainerLost("The container of this run is not known.")
+    return run.container
+
+
+def _refused(run: Run, rule: str) -> NotAllowed:
+    return NotAllowed(f"This node does not allow the image {run.task.image}: {rule}.")
+
+
+Step = Callable[[Run, Ports], StepResult]
+
+STEP_FUNCTIONS: Mapping[str, Step] = MappingProxyType(
+    {
+        "admit": admit,
+        "announce": announce,
+        "verify": verify,
+        "pull": pull,
+        "create": create,
+        "start": start,
+        "observe": observe,
+        "filter": filter_,
+        "stop": stop,
+        "report": report,
+        "remove": remove,
+    }
+)

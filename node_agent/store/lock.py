@@ -1,0 +1,84 @@
+"""One agent per name and per state directory: a second one is refused, naming the first one's process."""
+
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import TextIO
+
+from node_agent.errors import ConfigError
+
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: what SO_PEERCRED gives
+
+
+class AgentLock:
+    """Holds the name and the state directory until the process ends, however it ends."""
+
+    def __init__(self, name: str, state_dir: Path) -> None:
+        self._name = name
+        self._file = _open_lock_file(state_dir / "lock", name)
+        # The same name with another state directory would fight over the same containers.
+        self._socket = _claim_name(name)
+
+    def release(self) -> None:
+        """Let the next agent in."""
+        self._socket.close()
+        self._file.close()
+
+
+def _open_lock_file(path: Path, name: str) -> TextIO:
+    file = path.open("a+", encoding="ascii")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        raise _refusal(name, file.read(16).strip()) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _claim_name(name: str) -> socket.socket:
+    address = f"\0node-agent.{name}"
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        claim.bind(address)
+        claim.listen(1)
+    except OSError as error:
+        claim.close()
+        raise _refusal(name, _holder_of(address)) from error
+    return claim
+
+
+def _holder_of(address: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        try:
+            asking.connect(address)
+        except OSError:
+            return ""
+        raw = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return str(_CREDENTIALS.unpack(raw)[0])
+
+
+def _refusal(name: str, pid: str) -> ConfigError:
+    return ConfigError(
+        f"Another node-agent named '{name}' is running (process {pid or 'unknown'}).",
+        hint="Stop it first, or give this one another name and another state_dir.",
+    )
+
+
+def running_pid(state_dir: Path) -> int | None:
+    """Give the process id of the agent that holds *state_dir*; None when there is none."""
+    try:
+        file = (state_dir / "lock").open(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            text = file.read(16).strip()
+            return int(text) if text.isdigit() else None
+    return None

@@ -1,0 +1,284 @@
+"""Images for tests, made without an image registry where none is reachable.
+
+Owns the Python base, the layer with the vantage6 algorithm tools, and thin images on top of them. Must not know
+servers, agents or what an algorithm computes. Every image carries the label `node-agent-lab=1`.
+
+    python -m tests.lab.images build     make the base, the tools and the demo algorithm
+    python -m tests.lab.images list      what is there
+    python -m tests.lab.images remove    remove all of it
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException, ImageNotFound
+
+from tests.lab.engine import EngineError, engine
+from tests.lab.places import lab_dir, locked, timed
+
+LABEL = "node-agent-lab"
+REPOSITORY = "node-agent-lab"
+BASE = f"{REPOSITORY}/python:latest"
+ALGORITHMS = Path(__file__).parent / "algorithms"
+
+PUBLIC_BASE = "python:3.11-slim"
+ASK_SECONDS = 10
+
+TOOLS = ("vantage6-algorithm-tools==4.15.2", "pandas<3", "pyarrow", "openpyxl")
+# Published as source only; built here first, because a foreign Python version takes nothing but wheels.
+SOURCE_ONLY = "qrcode==7.3.1"
+TOOLS_RECIPE = f"""\
+FROM {BASE}
+COPY site /opt/algorithm
+RUN python3 -m compileall -q -j 0 -x /tests/ /opt/algorithm
+ENV PYTHONPATH=/opt/algorithm
+"""
+ALGORITHM_COMMAND = "from vantage6.algorithm.tools.wrap import wrap_algorithm; wrap_algorithm()"
+
+EMPTY_RUN = """\
+import base64, os
+path = base64.b32decode(os.environ["OUTPUT_FILE"].replace("!", "=")).decode()
+with open(path, "wb") as output:
+    output.write(b"{}")
+"""
+
+
+class ImageError(Exception):
+    """An image cannot be made; the text says which and why."""
+
+
+def python_base(client: docker.DockerClient) -> str:
+    """Return an image with Python 3.11 or newer and nothing else."""
+    with locked("images"):
+        if not _exists(client, BASE):
+            if not _pull_base(client):
+                _bootstrap_base(client)
+    return BASE
+
+
+def tools_image(client: docker.DockerClient) -> str:
+    """Return the image with the vantage6 algorithm tools that all algorithm images stand on."""
+    base = client.images.get(python_base(client))
+    recipe = json.dumps([base.id, TOOLS, SOURCE_ONLY, TOOLS_RECIPE])
+    tag = f"{REPOSITORY}/tools:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    with locked("images"):
+        if not _exists(client, tag):
+            _build_tools(client, tag)
+    return tag
+
+
+def algorithm_image(client: docker.DockerClient, name: str, folder: Path) -> str:
+    """Return an image of the algorithm package in *folder*, started the way vantage6 algorithms are."""
+    package = folder.name
+    recipe = f"""\
+FROM {tools_image(client)}
+COPY {package} /opt/algorithm/{package}
+ENV PKG_NAME={package}
+CMD {json.dumps(["python3", "-c", ALGORITHM_COMMAND])}
+"""
+    sources = sorted(path for path in folder.rglob("*.py"))
+    files = {f"{package}/{path.relative_to(folder)}": path.read_bytes() for path in sources}
+    return _build(client, name, recipe, files)
+
+
+def script_image(client: docker.DockerClient, name: str, script: str) -> str:
+    """Return an image that runs *script* with a bare Python: no vantage6 tools, a start of some 20 ms."""
+    recipe = f"""\
+FROM {python_base(client)}
+COPY script.py /script.py
+ENTRYPOINT {json.dumps(["python3", "-S", "-u", "/script.py"])}
+"""
+    return _build(client, name, recipe, {"script.py": script.encode()})
+
+
+def tiny_image(client: docker.DockerClient) -> str:
+    """Return an image for empty runs: it writes `{}` as its output and exits."""
+    return script_image(client, "tiny", EMPTY_RUN)
+
+
+def average_image(client: docker.DockerClient) -> str:
+    """Return the image of the demo algorithm."""
+    return algorithm_image(client, "average", ALGORITHMS / "average")
+
+
+def _exists(client: docker.DockerClient, tag: str) -> bool:
+    try:
+        client.images.get(tag)
+    except ImageNotFound:
+        return False
+    return True
+
+
+def _pull_base(client: docker.DockerClient) -> bool:
+    """Take the public image where one can be had; the answer "no" is remembered, since asking may cost seconds."""
+    unreachable = lab_dir() / "no-public-images"
+    if unreachable.exists():
+        return False
+    if not _is_offered(client, PUBLIC_BASE):
+        unreachable.touch()
+        return False
+    with timed(f"pulling {PUBLIC_BASE}"):
+        _build(client, "python", f"FROM {PUBLIC_BASE}\n", {})
+    return True
+
+
+def _is_offered(client: docker.DockerClient, image: str) -> bool:
+    """Ask for the manifest first: a pull has no time limit of its own, this question has."""
+    usual = client.api.timeout
+    client.api.timeout = ASK_SECONDS
+    try:
+        client.api.inspect_distribution(image)
+    except (DockerException, OSError):
+        return False
+    finally:
+        client.api.timeout = usual
+    return True
+
+
+def _bootstrap_base(client: docker.DockerClient) -> None:
+    """Make a base of the host's own distribution, which the host can install packages from."""
+    archive = lab_dir("cache") / "base.tar"
+    with timed("making a Python base image with mmdebstrap"):
+        result = subprocess.run(
+            [
+                "mmdebstrap",
+                "--quiet",
+                "--variant=minbase",
+                "--include=python3,ca-certificates",
+                "--aptopt=Acquire::Languages none",
+                "--dpkgopt=path-exclude=/usr/share/doc/*",
+                "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                _suite(),
+                str(archive),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise ImageError(f"mmdebstrap cannot make a base image: {result.stderr.strip()[-600:]}")
+        client.api.import_image_from_file(
+            str(archive), *BASE.split(":"), changes=[f"LABEL {LABEL}=1", "CMD python3"]
+        )
+    archive.unlink()
+
+
+def _suite() -> str:
+    lines = Path("/etc/os-release").read_text().splitlines()
+    for name, _, value in (line.partition("=") for line in lines):
+        if name == "VERSION_CODENAME":
+            return value.strip('"')
+    raise ImageError("/etc/os-release names no VERSION_CODENAME: the lab needs Debian or Ubuntu")
+
+
+def _build_tools(client: docker.DockerClient, tag: str) -> None:
+    version = _python_version(client)
+    context = lab_dir("cache", f"tools-{tag.rpartition(':')[2]}")
+    with timed(f"fetching the algorithm tools for Python {version}"):
+        _fetch_tools(version, context / "site")
+    (context / "Dockerfile").write_text(TOOLS_RECIPE)
+    with timed("building the image with the algorithm tools"):
+        _finish(client.api.build(path=str(context), tag=tag, labels={LABEL: "1"}, rm=True, decode=True))
+
+
+def _python_version(client: docker.DockerClient) -> str:
+    show = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return client.containers.run(BASE, ["python3", "-c", show], remove=True).decode().strip()
+
+
+def _fetch_tools(version: str, target: Path) -> None:
+    """Install with the host's pip: inside a build it may lack the host's certificates and index settings."""
+    wheels = lab_dir("cache", "wheels")
+    _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), SOURCE_ONLY)
+    _pip(
+        *("install", "--no-compile", "--upgrade", "--target", str(target)),
+        *("--find-links", str(wheels), "--only-binary", ":all:", "--python-version", version),
+        *TOOLS,
+    )
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "-qq", "--disable-pip-version-check"]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise ImageError(f"pip {arguments[0]} failed: {result.stderr.strip()[-600:]}")
+
+
+def _build(client: docker.DockerClient, name: str, recipe: str, files: Mapping[str, bytes]) -> str:
+    tag = f"{REPOSITORY}/{name}:latest"
+    context = _context({"Dockerfile": recipe.encode(), **files})
+    _finish(
+        client.api.build(
+            fileobj=context, custom_context=True, tag=tag, labels={LABEL: "1"}, rm=True, decode=True
+        )
+    )
+    return tag
+
+
+def _context(files: Mapping[str, bytes]) -> io.BytesIO:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    stream.seek(0)
+    return stream
+
+
+def _finish(progress: Iterable[Mapping[str, Any]]) -> None:
+    """Read a stream of the engine to its end and raise what it reports as an error."""
+    for line in progress:
+        if "error" in line:
+            raise ImageError(str(line["error"]))
+
+
+def _ours(client: docker.DockerClient) -> list[str]:
+    images = client.images.list(filters={"label": f"{LABEL}=1"})
+    return sorted(tag for image in images for tag in image.tags)
+
+
+def _remove_all(client: docker.DockerClient) -> None:
+    for tag in _ours(client):
+        client.images.remove(tag, force=True)
+        print("removed", tag)
+    client.images.prune(filters={"label": f"{LABEL}=1"})
+
+
+def _build_all(client: docker.DockerClient) -> None:
+    for make in (tools_image, tiny_image, average_image):
+        print(make(client))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the commands in the module's docstring."""
+    with engine() as found:
+        client = found.client()
+        match list(arguments):
+            case ["build"]:
+                _build_all(client)
+            case ["list"]:
+                print("\n".join(_ours(client)))
+            case ["remove"]:
+                _remove_all(client)
+            case _:
+                print(__doc__, file=sys.stderr)
+                return 64
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (EngineError, ImageError) as error:
+        sys.exit(f"lab: {error}")

@@ -1,0 +1,67 @@
+"""The real vantage6 server in a process of its own.
+
+Started by tests/lab/vantage6.py with the Python of the server's environment and one argument: a folder with
+`server.yaml`, `entities.json` and `listen.json`. Writes `ids.json` there before it listens. Knows nothing of the
+project: only vantage6 is installed where it runs.
+"""
+
+import enum
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def restore_enum_formatting() -> None:
+    """Let `f"{member}"` of a str-enum be its value, as before Python 3.11: the server's permission rules need it."""
+    plain_format = enum.Enum.__format__
+
+    def format_as_value(member: Any, spec: str) -> str:
+        if isinstance(member, str):
+            return format(str(member.value), spec)
+        return plain_format(member, spec)
+
+    enum.Enum.__format__ = format_as_value  # type: ignore[method-assign]
+
+
+def load_entities(entities: dict[str, Any]) -> None:
+    """Fill a new database; at a restart everything is there already."""
+    from vantage6.server import db
+    from vantage6.server.controller import fixture
+
+    if not db.Collaboration.get():
+        fixture.load(entities)
+
+
+def ids() -> dict[str, dict[str, int]]:
+    """Return the ids the server gave, by name."""
+    from vantage6.server import db
+
+    return {
+        "organizations": {entity.name: entity.id for entity in db.Organization.get()},
+        "collaborations": {entity.name: entity.id for entity in db.Collaboration.get()},
+        "nodes": {entity.organization.name: entity.id for entity in db.Node.get()},
+    }
+
+
+def serve(folder: Path) -> None:
+    """Run the server until the process ends."""
+    from vantage6.cli.context.server import ServerContext
+    from vantage6.server import ServerApp, run_dev_server
+    from vantage6.server.model.base import Database
+
+    context = ServerContext.from_external_config_file(str(folder / "server.yaml"), False)
+    Database().connect(uri=context.get_database_uri(), allow_drop_all=False)
+    app = ServerApp(context).start()
+    load_entities(json.loads((folder / "entities.json").read_text()))
+    (folder / "ids.json").write_text(json.dumps(ids()))
+    listen = json.loads((folder / "listen.json").read_text())
+    run_dev_server(app, host=listen["host"], port=listen["port"])
+
+
+if __name__ == "__main__":
+    restore_enum_formatting()
+    # The server makes log and configuration folders under the home directory; they belong with the rest.
+    os.environ["HOME"] = sys.argv[1]
+    serve(Path(sys.argv[1]))

@@ -1,0 +1,64 @@
+"""Virtual environments for other people's software, apart from the project's own.
+
+Owns their creation, once, under the lab's folder. Must not know what runs in them.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.places import lab_dir, locked, timed
+
+VANTAGE6_VERSION = "4.15.2"
+SERVER_REQUIREMENTS = (
+    f"vantage6-server=={VANTAGE6_VERSION}",
+    f"vantage6-backend-common=={VANTAGE6_VERSION}",
+    "psutil",
+)
+CLIENT_REQUIREMENTS = (f"vantage6-client=={VANTAGE6_VERSION}",)
+
+
+class VenvError(Exception):
+    """A virtual environment cannot be made; the text says which and why."""
+
+
+def server_venv() -> Path:
+    """Return the Python that has the real vantage6 server."""
+    return venv("vantage6-server", SERVER_REQUIREMENTS)
+
+
+def client_venv() -> Path:
+    """Return the Python that has the real vantage6 client."""
+    return venv("vantage6-client", CLIENT_REQUIREMENTS)
+
+
+def venv(name: str, requirements: Sequence[str]) -> Path:
+    """Return the Python of the environment called *name*, made anew when its requirements changed."""
+    folder = lab_dir("venvs") / name
+    python = folder / "bin" / "python"
+    stamp = folder / ".stamp"
+    wanted = "\n".join([sys.version, str(folder), *requirements])
+    with locked(f"venv-{name}"):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            with timed(f"installing {requirements[0]}"):
+                _make(folder, python, requirements)
+            stamp.write_text(wanted)
+    return python
+
+
+def _make(folder: Path, python: Path, requirements: Sequence[str]) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    # The pip at hand installs into the new environment; making another pip there costs seconds each time.
+    # Compiling everything costs more than compiling what is imported.
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--no-compile"]
+    _run([*pip, "--disable-pip-version-check", *requirements])
+
+
+def _run(command: Sequence[str]) -> None:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise VenvError(f"{' '.join(command[1:5])} … failed: {result.stderr.strip()[-800:]}")
