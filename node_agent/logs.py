@@ -68,6 +68,17 @@ def bind_run(run_id: RunId, task_id: TaskId, image: str) -> FilteringBoundLogger
     )
 
 
+def writes_json() -> bool:
+    """Tell whether this process's log is read as JSON."""
+    last = structlog.get_config()["processors"][-1]
+    return structlog.is_configured() and isinstance(last, structlog.processors.JSONRenderer)
+
+
+def say_ended(message: str, *, hint: str, faults: Iterable[str]) -> None:
+    """Say in the log why the process ends with an error."""
+    structlog.get_logger().error("agent_ended", reason=message, hint=hint, faults=list(faults))
+
+
 def _common(secrets: Iterable[Secret]) -> list[Processor]:
     known = tuple(secret.reveal() for secret in secrets if secret.reveal())
     return [

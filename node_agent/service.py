@@ -5,13 +5,15 @@ without systemd every call here does nothing.
 """
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Final
+from typing import Final, Self
 
 from node_agent.domain.messages import StopAsked, StopKind
+from node_agent.errors import ConfigError
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_SIGNAL: Final = signal.SIGUSR1
@@ -112,3 +114,35 @@ def watch_signals(post: Post) -> None:
     on_signal = StopSignals(post)
     for number in (*STOP_SIGNALS, DRAIN_SIGNAL):
         signal.signal(number, on_signal)
+
+
+class RunningAgent:
+    """A process held by the kernel's own grip, so that its number cannot come to mean another one meanwhile."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._grip = os.pidfd_open(pid)
+        except OSError as error:
+            raise ConfigError(f"The agent's process {pid} cannot be reached: {error.strerror}.") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._grip)
+
+    def drain(self) -> None:
+        """Ask the process to take nothing new, finish, and end."""
+        try:
+            signal.pidfd_send_signal(self._grip, DRAIN_SIGNAL)
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            raise ConfigError(
+                "The agent belongs to another user.", hint="Run this command as that user, or as root."
+            ) from error
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait for the end of the process, at most so long; tell whether it has ended."""
+        ready, _, _ = select.select([self._grip], [], [], seconds)
+        return bool(ready)

@@ -7,6 +7,11 @@ from enum import StrEnum
 from node_agent.domain.run import ContainerId, RunId
 
 
+def run_container_name(agent: str, run_id: RunId) -> str:
+    """Name the container of a run of the agent *agent*; exactly this name finds it again."""
+    return f"node-agent-{agent}-run-{run_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A host path inside a container."""

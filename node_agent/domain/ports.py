@@ -69,8 +69,11 @@ class ProxiedRequest:
     path: str
     """Below the API base, without a leading slash, e.g. `task/3/status`."""
     query: str
-    token: Secret
+    token: Secret | None
+    """None for the few calls that need none."""
     body: bytes = field(default=b"", repr=False)
+    content_type: str = "application/json"
+    """What the body is, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

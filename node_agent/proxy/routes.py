@@ -70,7 +70,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 _PATTERNS = tuple((_pattern(route.template), route) for route in ROUTES)
 
 
-class WrongMethod(Exception):  # noqa: N818 - an answer, not a fault of ours
+class WrongMethod(Exception):
     """The path exists, but not with this method; *allowed* are the methods it has."""
 
     def __init__(self, allowed: tuple[str, ...]) -> None:

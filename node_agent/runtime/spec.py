@@ -266,14 +266,19 @@ def _different_environment(asked: Asked, found: Asked) -> list[str]:
     made = set(found.get("Config", {}).get("Env") or ())
     # Names only: values may be credentials.
     return [
-        f"the variable {entry.partition('=')[0]} is not as asked" for entry in asked["Env"] if entry not in made
+        f"the variable {entry.partition('=')[0]} is not as asked"
+        for entry in asked["Env"]
+        if entry not in made
     ]
 
 
 def _different_mounts(host: Asked, found: Asked) -> list[str]:
-    asked = {(m["Type"], m["Target"], m.get("Source", ""), not m.get("ReadOnly", False)) for m in host["Mounts"]}
+    asked = {
+        (m["Type"], m["Target"], m.get("Source", ""), not m.get("ReadOnly", False)) for m in host["Mounts"]
+    }
     made = {
-        (m.get("Type"), m.get("Destination"), _source_of(m), bool(m.get("RW"))) for m in found.get("Mounts") or ()
+        (m.get("Type"), m.get("Destination"), _source_of(m), bool(m.get("RW")))
+        for m in found.get("Mounts") or ()
     }
     return [
         *(f"the mount at {m[1]} is missing or not as asked" for m in sorted(asked - made)),

@@ -98,7 +98,6 @@ class HttpServer:
             "state": "open",
             "node_id": self._tokens.node_id(),
             "include": "task",
-            "sort": "id",
         }
         if task_id is not None:
             query["task_id"] = task_id

@@ -35,6 +35,7 @@ CONNECT_SECONDS = 10
 FIRST_DELAY = 0.5
 LAST_DELAY = 5.0
 STOP_SECONDS = 1.8
+HANG_UP_SECONDS = 0.5
 EVENT_LIMIT = 900_000
 """Bytes; the server closes the connection on an event of a million."""
 _CHECK_SECONDS = 5.0
@@ -250,7 +251,13 @@ def _is_up(client: Any) -> bool:
 
 
 def _hang_up(line: _Line) -> None:
+    """Say goodbye; the library may wait seconds for the other side to say it too, and nobody here needs to."""
+    line.client.start_background_task(_disconnect, line.client).join(HANG_UP_SECONDS)
+
+
+def _disconnect(client: Any) -> None:
     try:
-        line.client.disconnect()
-    except (SocketIOError, OSError, ValueError) as error:
+        client.disconnect()
+    except (SocketIOError, OSError, ValueError, RuntimeError, AttributeError) as error:
+        # the library trips over connections that ended in the same moment
         log.debug("socket_closed", why=shorten(str(error)))

@@ -3,8 +3,8 @@
 Owns paging and the proof that nothing was missed. Must not know how a page is fetched or what a run is for.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from itertools import count
 
 import structlog
 
@@ -17,14 +17,13 @@ from node_agent.server.wire import Page
 log = structlog.get_logger()
 
 PAGE_SIZE = 50
-MAX_PAGES = 10_000
 
 Fetch = Callable[[int, int], Page]
 """Fetches page *number* (from 1) of *size* elements."""
 
 
 def list_runs(fetch: Fetch) -> Iterator[OpenRun]:
-    """Give every open run once, and raise ServerUnreachable at the end unless these were all."""
+    """Give every open run once, oldest first, and raise ServerUnreachable at the end unless these were all."""
     given: set[RunId] = set()
     try:
         yield from _walk(fetch, PAGE_SIZE, given)
@@ -37,25 +36,38 @@ def _walk(fetch: Fetch, size: int, given: set[RunId]) -> Iterator[OpenRun]:
     """Give the runs of all pages, leaving out those *given* before."""
     counted = 0
     seen: set[RunId] = set()
-    total: int | None = None
-    for number in _numbers():
-        page = fetch(number, size)
-        counted += page.count
-        total = _unchanged(total, page, seen)
+    for page in _pages(fetch, size):
+        if not seen.isdisjoint(run.id for run in page.runs):
+            raise _changed()
         seen.update(run.id for run in page.runs)
-        yield from (run for run in page.runs if run.id not in given)
+        counted += page.count
+        yield from (run for run in reversed(page.runs) if run.id not in given)
         given |= seen
-        if not page.has_next:
-            break
-    if total is not None and counted != total:
-        raise ServerUnreachable(f"The listing of open runs is not complete: {counted} of {total} arrived.")
+    if page.total not in {None, counted}:
+        raise _changed()
 
 
-def _unchanged(total: int | None, page: Page, seen: set[RunId]) -> int | None:
-    """Give the length of the list, which must not have changed since the pages before."""
-    if total not in {None, page.total} or any(run.id in seen for run in page.runs):
-        raise ServerUnreachable("The listing of open runs changed while it was read.")
-    return page.total
+def _pages(fetch: Fetch, size: int) -> Iterator[Page]:
+    """Give all pages, the last one first: the server lists the newest run first, whatever order is asked for."""
+    newest = fetch(1, size)
+    for number in range(_page_count(newest, size), 1, -1):
+        page = fetch(number, size)
+        if page.total != newest.total or not page.count:
+            raise _changed()
+        yield page
+    yield newest
+
+
+def _page_count(newest: Page, size: int) -> int:
+    if not newest.has_next:
+        return 1
+    if newest.total is None:
+        raise ServerUnreachable("The server does not say how many open runs there are.")
+    return math.ceil(newest.total / size)
+
+
+def _changed() -> ServerUnreachable:
+    return ServerUnreachable("The listing of open runs changed while it was read.")
 
 
 def _or_lost(fetch: Fetch) -> Fetch:
@@ -71,10 +83,3 @@ def _or_lost(fetch: Fetch) -> Fetch:
             return Page(runs=(), count=size, has_next=number * size < error.total, total=error.total)
 
     return fetch_or_lose
-
-
-def _numbers() -> Iterator[int]:
-    for number in count(1):
-        if number > MAX_PAGES:
-            raise ServerUnreachable(f"The listing of open runs does not end after {MAX_PAGES} pages.")
-        yield number

@@ -11,6 +11,7 @@ servers, agents or what an algorithm computes. Every image carries the label `no
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,7 +27,8 @@ from tests.lab.places import lab_dir, locked, timed
 
 LABEL = "node-agent-lab"
 REPOSITORY = "node-agent-lab"
-BASE = f"{REPOSITORY}/python:latest"
+BASE_NAME, BASE_TAG = f"{REPOSITORY}/python", "latest"
+BASE = f"{BASE_NAME}:{BASE_TAG}"
 ALGORITHMS = Path(__file__).parent / "algorithms"
 
 PUBLIC_BASE = "python:3.11-slim"
@@ -35,6 +37,7 @@ ASK_SECONDS = 10
 TOOLS = ("vantage6-algorithm-tools==4.15.2", "pandas<3", "pyarrow", "openpyxl")
 # Published as source only; built here first, because a foreign Python version takes nothing but wheels.
 SOURCE_ONLY = "qrcode==7.3.1"
+UNUSED = ("pandas/tests", "pyarrow/tests", "pyarrow/include", "pyarrow/src", "setuptools", "bin")
 TOOLS_RECIPE = f"""\
 FROM {BASE}
 COPY site /opt/algorithm
@@ -58,16 +61,15 @@ class ImageError(Exception):
 def python_base(client: docker.DockerClient) -> str:
     """Return an image with Python 3.11 or newer and nothing else."""
     with locked("images"):
-        if not _exists(client, BASE):
-            if not _pull_base(client):
-                _bootstrap_base(client)
+        if not _exists(client, BASE) and not _pull_base(client):
+            _bootstrap_base(client)
     return BASE
 
 
 def tools_image(client: docker.DockerClient) -> str:
     """Return the image with the vantage6 algorithm tools that all algorithm images stand on."""
     base = client.images.get(python_base(client))
-    recipe = json.dumps([base.id, TOOLS, SOURCE_ONLY, TOOLS_RECIPE])
+    recipe = json.dumps([base.id, TOOLS, SOURCE_ONLY, UNUSED, TOOLS_RECIPE])
     tag = f"{REPOSITORY}/tools:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     with locked("images"):
         if not _exists(client, tag):
@@ -135,7 +137,7 @@ def _is_offered(client: docker.DockerClient, image: str) -> bool:
     usual = client.api.timeout
     client.api.timeout = ASK_SECONDS
     try:
-        client.api.inspect_distribution(image)
+        client.api.inspect_distribution(image)  # type: ignore[no-untyped-call]
     except (DockerException, OSError):
         return False
     finally:
@@ -167,9 +169,8 @@ def _bootstrap_base(client: docker.DockerClient) -> None:
         )
         if result.returncode != 0:
             raise ImageError(f"mmdebstrap cannot make a base image: {result.stderr.strip()[-600:]}")
-        client.api.import_image_from_file(
-            str(archive), *BASE.split(":"), changes=[f"LABEL {LABEL}=1", "CMD python3"]
-        )
+        changes = [f"LABEL {LABEL}=1", "CMD python3"]
+        client.api.import_image_from_file(str(archive), BASE_NAME, BASE_TAG, changes=changes)
     archive.unlink()
 
 
@@ -205,6 +206,9 @@ def _fetch_tools(version: str, target: Path) -> None:
         *("--find-links", str(wheels), "--only-binary", ":all:", "--python-version", version),
         *TOOLS,
     )
+    # A fifth of the bytes and of the compile time, and no algorithm imports them.
+    for part in UNUSED:
+        shutil.rmtree(target / part, ignore_errors=True)
 
 
 def _pip(*arguments: str) -> None:

@@ -20,6 +20,8 @@ import docker
 import requests
 import yaml
 
+from tests.lab.places import lab_dir
+
 START_SECONDS = 20
 
 
@@ -78,13 +80,15 @@ class Registry:
 
 @contextmanager
 def registry(login: Login | None = None) -> Iterator[Registry]:
-    """Run a registry on a free port of loopback, and leave nothing of it behind."""
+    """Run a registry on a free port of loopback; images pushed by earlier runs are still in it."""
     program = shutil.which("docker-registry")
     if program is None:
         raise RegistryError("docker-registry is not installed: run tests/lab/setup.sh")
     with tempfile.TemporaryDirectory(prefix="lab-registry-") as folder:
+        # Layers are kept between runs: compressing the big ones anew would cost half a minute each time.
+        storage = lab_dir("registry")
         host = f"127.0.0.1:{free_port()}"
-        config = _write_config(Path(folder), host, login)
+        config = _write_config(Path(folder), storage, host, login)
         log = Path(folder, "log")
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -105,11 +109,11 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def _write_config(folder: Path, host: str, login: Login | None) -> Path:
+def _write_config(folder: Path, storage: Path, host: str, login: Login | None) -> Path:
     config: dict[str, object] = {
         "version": 0.1,
         "log": {"level": "warn", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
         "http": {"addr": host, "secret": secrets.token_hex(8)},
     }
     if login is not None:

@@ -5,6 +5,9 @@ Started by tests/lab/vantage6.py with the Python of the server's environment and
 project: only vantage6 is installed where it runs.
 """
 
+# Checked with the project's tools, which do not see that environment.
+# mypy: disable-error-code="import-not-found"
+
 import enum
 import json
 import os
@@ -17,12 +20,10 @@ def restore_enum_formatting() -> None:
     """Let `f"{member}"` of a str-enum be its value, as before Python 3.11: the server's permission rules need it."""
     plain_format = enum.Enum.__format__
 
-    def format_as_value(member: Any, spec: str) -> str:
-        if isinstance(member, str):
-            return format(str(member.value), spec)
-        return plain_format(member, spec)
+    def format_as_value(member: enum.Enum, spec: str) -> str:
+        return format(member.value, spec) if isinstance(member, str) else plain_format(member, spec)
 
-    enum.Enum.__format__ = format_as_value  # type: ignore[method-assign]
+    enum.Enum.__format__ = format_as_value  # type: ignore[method-assign, assignment]
 
 
 def load_entities(entities: dict[str, Any]) -> None:
@@ -48,9 +49,12 @@ def ids() -> dict[str, dict[str, int]]:
 def serve(folder: Path) -> None:
     """Run the server until the process ends."""
     from vantage6.cli.context.server import ServerContext
+    from vantage6.common import context as folders
     from vantage6.server import ServerApp, run_dev_server
     from vantage6.server.model.base import Database
 
+    # Some machines have /.dockerenv without being a container; the server would then write below /mnt.
+    folders.running_in_docker = lambda: False
     context = ServerContext.from_external_config_file(str(folder / "server.yaml"), False)
     Database().connect(uri=context.get_database_uri(), allow_drop_all=False)
     app = ServerApp(context).start()

@@ -1,0 +1,59 @@
+# Everything a person types. `make` alone lists the targets.
+# Nothing is needed beforehand but Debian or Ubuntu with make and Python 3.11 or newer.
+
+# The Docker engine and the firewall rule need root.
+ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+PYTHON := .venv/bin/python
+WITH_ENGINE := $(ROOT) $(PYTHON) -m tests.lab.engine run --
+PYTEST := $(PYTHON) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt unit integration interop engine engine-stop setup venv prepare clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: prepare ## three hospitals, a real server, one federated average
+	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.demo
+
+test: prepare ## every test, against real parts; nothing is skipped
+	@CI=true $(WITH_ENGINE) $(PYTEST)
+
+check: venv ## lint, format, types, and the arrows between modules
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@$(PYTEST) -q tests/unit/test_architecture.py
+
+fmt: venv ## put the code into its usual form
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+unit: venv ## tests without sockets and without an engine
+	@$(PYTEST) tests/unit
+
+integration: setup ## tests against a real Docker engine
+	@CI=true $(WITH_ENGINE) $(PYTEST) tests/integration
+
+interop: prepare ## tests against the real vantage6 server, client and algorithm tools
+	@CI=true $(WITH_ENGINE) $(PYTEST) tests/interop
+
+engine: setup ## start a Docker engine and leave it running
+	@$(ROOT) $(PYTHON) -m tests.lab.engine start
+
+engine-stop: venv ## stop the engine that `make engine` started
+	@$(ROOT) $(PYTHON) -m tests.lab.engine stop
+
+clean: ## remove what was made here: images, environments, caches
+	@if [ -x $(PYTHON) ]; then $(ROOT) $(PYTHON) -m tests.lab.images remove && $(ROOT) $(PYTHON) -m tests.lab.engine stop; fi
+	@$(ROOT) rm -rf .lab .venv .mypy_cache .ruff_cache .pytest_cache ./*.egg-info
+	@find . -name __pycache__ -type d -prune -exec $(ROOT) rm -rf {} +
+
+setup:
+	@tests/lab/setup.sh
+
+venv:
+	@tests/lab/setup.sh venv
+
+prepare: setup
+	@$(ROOT) $(PYTHON) -m tests.lab.prepare

@@ -1,0 +1,372 @@
+"""Builds the agent from its configuration, starts every thread there is, and ends them in order.
+
+Threads: the control loop is the main thread. Beside it run the step pool, the lister, the engine's events, the socket,
+the proxy's server, and a short-lived one that reads column names. No other module starts one.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from typing import TypeVar
+
+import structlog
+
+from node_agent import __version__, service
+from node_agent.agent import Agent, Hands, Snapshot
+from node_agent.availability import Availability
+from node_agent.config import Settings
+from node_agent.databases.access import fault_of, this_agent
+from node_agent.databases.catalog import Catalog
+from node_agent.databases.probe import node_facts, read_columns
+from node_agent.domain.container import PullProgress
+from node_agent.domain.messages import (
+    ContainerChanged,
+    EngineLost,
+    EngineWatched,
+    Message,
+    NodeFactsReady,
+    PullProgressed,
+    StopAsked,
+    SubtaskCreated,
+    SweepDone,
+)
+from node_agent.domain.ports import NodeIdentity
+from node_agent.domain.run import RunId
+from node_agent.errors import ConfigError, EngineUnreachable, Transient
+from node_agent.lister import Lister
+from node_agent.pool import StepPool
+from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.server import ProxyServer
+from node_agent.server.address import ServerAddress
+from node_agent.server.client import HttpServer
+from node_agent.server.exchange import Exchange
+from node_agent.server.listener import SocketListener
+from node_agent.server.tokens import Tokens
+from node_agent.site import Site
+from node_agent.steps import Ports, StepSettings
+from node_agent.store import presence
+from node_agent.store.journal import SqliteJournal
+from node_agent.store.lock import AgentLock
+from node_agent.store.rundir import DiskRunFolders
+from node_agent.sweep import sweep
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+REGISTRY_PATIENCE_SECONDS = 20.0
+SPARE_THREADS = 4
+"""Step threads beyond one per slot: reports, kills and removals do not wait for pulls."""
+PROGRESS_SECONDS = 10.0
+WATCH_AGAIN_SECONDS = 2.0
+
+
+class SystemClock:
+    """The machine's time."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+
+class Stopped(Exception):
+    """The agent was asked to stop before it had started."""
+
+
+class Mailbox:
+    """The one queue into the control thread; remembers whether a stop lies in it."""
+
+    def __init__(self) -> None:
+        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._stop = threading.Event()
+
+    def post(self, message: Message) -> None:
+        """Put a message in; may be called from anywhere, signal frames included."""
+        self.messages.put(message)
+        if isinstance(message, StopAsked):
+            self._stop.set()
+
+    def wait_for_stop(self, seconds: float) -> bool:
+        """Sleep, but wake at once when asked to stop."""
+        return self._stop.wait(seconds)
+
+
+def run(settings: Settings) -> None:
+    """Run the agent until it is asked to stop. Raises ConfigError, AccessDenied."""
+    log.info("agent_starting", name=settings.name, version=__version__, pid=os.getpid())
+    mailbox = Mailbox()
+    service.watch_signals(mailbox.post)
+    with ExitStack() as stack, suppress(Stopped):
+        Application(settings, mailbox, stack).run()
+    log.info("agent_stopped")
+
+
+def ensure_network(settings: Settings) -> str:
+    """Do the step that needs root: the isolated network and its firewall rule. Raises ConfigError."""
+    prepared = Site.of(settings).prepare()
+    if not prepared.firewall.loaded:
+        raise ConfigError(
+            f"The firewall rule could not be loaded: {prepared.firewall.reason}.", hint="Do it as root."
+        )
+    network = prepared.network
+    return (
+        f"The network {network.name} ({network.subnet}, bridge {network.bridge}) is closed but for the proxy."
+    )
+
+
+def remove_network(settings: Settings) -> str:
+    """Take the isolated network and its firewall rule away. Raises ConfigError."""
+    Site.of(settings).remove()
+    return f"The network of {settings.name} and its firewall rule are gone."
+
+
+class Application:
+    """The parts of one agent; each is closed again in the opposite order."""
+
+    def __init__(self, settings: Settings, mailbox: Mailbox, stack: ExitStack) -> None:
+        self._settings = settings
+        self._post = mailbox.post
+        self._mailbox = mailbox
+        self._stack = stack
+        self._clock = SystemClock()
+        self._started_at = self._clock.now()
+        self._notifier = service.notifier(os.environ)
+        _prepare_state_dir(settings)
+        stack.callback(AgentLock(settings.name, settings.state_dir).release)
+        self._journal = SqliteJournal(settings.state_dir)
+        stack.callback(self._journal.close)
+        self._folders = DiskRunFolders(settings.state_dir, user=settings.container_user)
+        self._catalog = Catalog(settings.databases, agent=this_agent())
+        self._site = Site.of(settings)
+        exchange = Exchange(ServerAddress.of(settings.server.url, ca_bundle=settings.server.ca_bundle))
+        self._tokens = Tokens(exchange, settings.server.api_key)
+        self._address = exchange.address
+        self._server = HttpServer(exchange, self._tokens)
+        stack.callback(self._server.close)
+        self._proxy_app = ProxyApp(
+            forward=self._server.forward,
+            run_of_token=lambda token_hash: self._agent.run_of_token(token_hash),
+            on_subtask=lambda run_id: self._post(SubtaskCreated(run_id)),
+        )
+
+    def run(self) -> None:
+        """Start everything in order, work until asked to stop, end everything in the opposite order."""
+        _check_databases(self._settings)
+        with ThreadPoolExecutor(1, "site") as beside:
+            # Engine and server are asked at the same time: each may take its while.
+            prepared = beside.submit(self._until_it_works, "engine", self._prepare_site)
+            self._identity = self._until_it_works("server", self._server.identify)
+            _check_encryption(self._identity)
+            prepared.result()
+        self._listener = SocketListener(self._address, self._tokens, self._identity, self._post)
+        self._build_agent()
+        self._start_threads()
+        self._notifier.ready()
+        log.info("agent_ready", node=self._identity.node_name, organization=self._identity.organization_name)
+        self._agent.run()
+        self._notifier.stopping()
+
+    def _prepare_site(self) -> None:
+        prepared = self._site.prepare()
+        proxy = ProxyServer(
+            self._proxy_app, address=prepared.network.gateway, port=self._settings.network.proxy_port
+        )
+        proxy.start()
+        try:
+            self._site.prove(prepared)
+        except BaseException:
+            proxy.stop()
+            raise
+        self._stack.callback(proxy.stop)
+
+    def _build_agent(self) -> None:
+        slots = self._settings.limits.concurrent_runs
+        self._ports = Ports(
+            server=self._server,
+            runtime=self._site.engine,
+            folders=self._folders,
+            databases=self._catalog,
+            clock=self._clock,
+            settings=_step_settings(self._settings),
+            wanted=lambda run_id: self._agent.wanted(run_id),
+            progress=_throttled_progress(self._post, self._clock),
+        )
+        self._pool = StepPool(ports=self._ports, post=self._post, threads=slots + SPARE_THREADS)
+        self._lister = Lister(
+            server=self._server,
+            folders=self._folders,
+            clock=self._clock,
+            is_new=lambda run_id: self._agent.is_new(run_id),
+            post=self._post,
+        )
+        self._agent = Agent(
+            mailbox=self._mailbox.messages,
+            journal=self._journal,
+            channel=self._listener,
+            hands=Hands(
+                submit=self._pool.submit,
+                list_runs=self._lister.ask,
+                sweep=lambda: _in_background(self._sweep, name="sweep"),
+                show=self._show,
+            ),
+            clock=self._clock,
+            concurrent_runs=slots,
+        )
+        self._agent.load()
+
+    def _start_threads(self) -> None:
+        self._pool.start()
+        _in_background(self._lister.serve_forever, name="lister")
+        _in_background(self._watch_engine, name="engine-events")
+        self._listener.start()
+        self._stack.callback(self._listener.stop)
+        _in_background(self._find_node_facts, name="columns")
+
+    def _until_it_works(self, what: str, action: Callable[[], Result]) -> Result:
+        """Try until it works; say so once per change, and stop at once when asked to."""
+        answering = Availability(lost_event=f"{what}_lost", back_event=f"{what}_back")
+        pause = 0.5
+        while True:
+            try:
+                result = action()
+            except Transient as error:
+                answering.lost(str(error))
+                self._notifier.status(f"Waiting: {error}")
+            else:
+                answering.back()
+                return result
+            if self._mailbox.wait_for_stop(pause):
+                raise Stopped
+            pause = min(5.0, pause * 2)
+
+    # --- what the control loop sets in motion, each in a thread of its own --------------------------------------
+
+    def _sweep(self) -> None:
+        try:
+            removed = sweep(
+                runtime=self._site.engine,
+                folders=self._folders,
+                clock=self._clock,
+                run_is_open=lambda run_id: not self._agent.is_new(run_id),
+                job_is_open=self._agent.job_is_open,
+            )
+        except Exception as error:  # noqa: BLE001 - the control loop decides what an error means
+            self._post(SweepDone(0, error))
+        else:
+            self._post(SweepDone(removed, None))
+
+    def _watch_engine(self) -> None:
+        while True:
+            try:
+                events = self._site.engine.events()
+                self._post(EngineWatched())
+                for run_id in events:
+                    self._post(ContainerChanged(run_id))
+            except EngineUnreachable as error:
+                self._post(EngineLost(str(error)))
+            time.sleep(WATCH_AGAIN_SECONDS)
+
+    def _find_node_facts(self) -> None:
+        if not self._settings.share.node_facts:
+            return
+        facts = node_facts(
+            self._settings.databases,
+            read_columns(self._settings.databases).found,
+            algorithms=self._settings.algorithms,
+            encrypted=self._identity.encrypted,
+        )
+        self._post(NodeFactsReady(facts))
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self._notifier.status(_in_one_line(snapshot))
+        self._notifier.watchdog()
+        said = presence.Presence(
+            pid=os.getpid(),
+            version=__version__,
+            node=self._identity.node_name,
+            since=self._started_at,
+            written_at=self._clock.now(),
+            **asdict(snapshot),
+        )
+        with suppress(OSError):  # on a full disk the sign of life grows old, and that is all
+            presence.write(self._settings.state_dir, said)
+
+
+# --- before the first run ------------------------------------------------------------------------------------
+
+
+def _prepare_state_dir(settings: Settings) -> None:
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.state_dir.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"The state directory {settings.state_dir} cannot be used: {error.strerror}.",
+            hint="Create it and make the agent's user its owner (state_dir).",
+        ) from error
+
+
+def _check_databases(settings: Settings) -> None:
+    uid, gid = settings.container_user
+    faults = [fault_of(database, uid=uid, gid=gid, agent=this_agent()) for database in settings.databases]
+    found = tuple(fault for fault in faults if fault)
+    if found:
+        raise ConfigError("Algorithms could not read every database.", faults=found)
+
+
+def _check_encryption(identity: NodeIdentity) -> None:
+    if identity.encrypted:
+        raise ConfigError(
+            f"The collaboration '{identity.collaboration_name}' is encrypted, and this version has no encryption yet.",
+            hint="Use this agent in an unencrypted collaboration.",
+        )
+
+
+def _in_background(action: Callable[[], None], *, name: str) -> None:
+    threading.Thread(target=action, name=name, daemon=True).start()
+
+
+def _step_settings(settings: Settings) -> StepSettings:
+    return StepSettings(
+        node_name=settings.name,
+        algorithms=settings.algorithms,
+        pull=settings.images.pull,
+        relaxations=settings.relaxations,
+        user=settings.container_user,
+        limits=settings.container_limits,
+        output_size=settings.limits.output_size,
+        log_size=settings.limits.log_size,
+        disk_size=settings.limits.output_size + settings.limits.tmp_size,
+        run_time=settings.limits.run_time,
+        registry_patience=REGISTRY_PATIENCE_SECONDS,
+        proxy_port=settings.network.proxy_port,
+    )
+
+
+def _throttled_progress(
+    post: Callable[[Message], None], clock: SystemClock
+) -> Callable[[RunId, PullProgress], None]:
+    last: dict[RunId, float] = {}
+
+    def progress(run_id: RunId, pulled: PullProgress) -> None:
+        if clock.monotonic() - last.setdefault(run_id, clock.monotonic()) >= PROGRESS_SECONDS:
+            last[run_id] = clock.monotonic()
+            post(PullProgressed(run_id, pulled.current, pulled.total))
+
+    return progress
+
+
+def _in_one_line(snapshot: Snapshot) -> str:
+    presence_word = "online" if snapshot.online else "offline"
+    counts = f"{snapshot.working} working, {snapshot.waiting} waiting, {snapshot.owed} reports owed"
+    problem = snapshot.server_problem or snapshot.engine_problem
+    return f"{presence_word}; {counts}" + (f"; {problem}" if problem else "")

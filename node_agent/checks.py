@@ -1,0 +1,267 @@
+"""The judgements of `node-agent check`: is what was found good enough, and what is to be done if not.
+
+Pure: facts in, verdicts out. Must not look at anything itself; commands.py gathers the facts.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from node_agent.config import LimitsSection
+from node_agent.domain.database import Database
+from node_agent.domain.ports import NodeIdentity
+from node_agent.errors import ConfigError, NodeAgentError
+
+OLDEST_ENGINE: Final = (20, 10)
+SKEW_SECONDS: Final = 60.0
+"""Tokens live for hours: a clock wrong by less does no harm."""
+LEAST_FREE: Final = 512 * 2**20
+_GIB: Final = 2**30
+_ENGINE_LIMITS: Final[Mapping[str, str]] = {
+    "MemoryLimit": "memory",
+    "SwapLimit": "swap",
+    "CpuCfsQuota": "CPU",
+    "PidsLimit": "process",
+}
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """Good enough to run, but somebody should look."""
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """One line of the answer."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    todo: str = ""
+    faults: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the result for another program."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderFacts:
+    """What is known of the state directory, or of the nearest folder above it when it is not made yet."""
+
+    path: Path
+    exists: bool
+    writable: bool
+    mode: int
+    free_bytes: int
+
+
+def _fine(name: str, found: str) -> CheckResult:
+    return CheckResult(name=name, verdict=Verdict.OK, found=found)
+
+
+def _warning(name: str, found: str, todo: str) -> CheckResult:
+    return CheckResult(name=name, verdict=Verdict.WARNING, found=found, todo=todo)
+
+
+def _fail(name: str, found: str, todo: str, faults: Iterable[str] = ()) -> CheckResult:
+    return CheckResult(name=name, verdict=Verdict.FAIL, found=found, todo=todo, faults=tuple(faults))
+
+
+def failed(name: str, error: NodeAgentError) -> CheckResult:
+    """Turn the error a check ended with into its line."""
+    return _fail(name, error.message, error.hint, getattr(error, "faults", ()))
+
+
+def skipped(name: str, reason: str) -> CheckResult:
+    """Say that something was not looked at, which is no failure of its own."""
+    return _warning(name, f"not checked: {reason}", "")
+
+
+def configuration_fine(path: Path) -> CheckResult:
+    """Say that the file was understood."""
+    return _fine("configuration", f"{path} is understood")
+
+
+def configuration_faulty(error: ConfigError) -> CheckResult:
+    """List what is wrong with the file."""
+    return failed("configuration", error)
+
+
+def judge_folder(facts: FolderFacts) -> CheckResult:
+    """Judge the state directory itself."""
+    name = "state directory"
+    if not facts.writable:
+        whose = "is not writable" if facts.exists else "cannot be made here"
+        return _fail(
+            name,
+            f"{facts.path} {whose} for this user",
+            f"Make it: install -d -m 0700 {facts.path}, as the agent's user.",
+        )
+    if not facts.exists:
+        return _fine(name, f"{facts.path} will be made at the first start")
+    if facts.mode & 0o077:
+        return _warning(
+            name, f"{facts.path} is open to others (mode {facts.mode:04o})", f"Run: chmod 0700 {facts.path}"
+        )
+    return _fine(name, f"{facts.path} is private and writable")
+
+
+def judge_disk(facts: FolderFacts, limits: LimitsSection) -> CheckResult:
+    """Judge the free space against what the runs may write at once."""
+    most = limits.concurrent_runs * (2 * limits.output_size + limits.tmp_size)
+    free = f"{facts.free_bytes / _GIB:.1f} GiB free"
+    if facts.free_bytes < LEAST_FREE:
+        return _fail(
+            "disk", free, f"Free some space where {facts.path} is; under 0.5 GiB nothing is started safely."
+        )
+    if facts.free_bytes < most:
+        return _warning(
+            "disk",
+            f"{free}; {limits.concurrent_runs} runs at their limits may write {most / _GIB:.1f} GiB",
+            "Free some space, or lower limits.output_size, limits.tmp_size or limits.concurrent_runs.",
+        )
+    return _fine("disk", free)
+
+
+def judge_agent(pid: int | None) -> CheckResult:
+    """Say whether an agent is running with this state directory."""
+    return _fine("agent", "not running" if pid is None else f"running as process {pid}")
+
+
+def judge_engine(facts: Mapping[str, Any], limits: LimitsSection) -> list[CheckResult]:
+    """Judge the container engine by what it says of itself."""
+    version = str(facts.get("ServerVersion", ""))
+    found = f"version {version}, storage {facts.get('Driver')}, cgroup v{facts.get('CgroupVersion', '1')}"
+    if _release(version) < OLDEST_ENGINE:
+        return [_fail("engine", found, "Install Docker Engine 20.10 or newer.")]
+    return [_fine("engine", found), _judge_engine_limits(facts), _judge_capacity(facts, limits)]
+
+
+def _release(version: str) -> tuple[int, int]:
+    parts = [int(part) if part.isdecimal() else 0 for part in version.split(".")[:2]]
+    return (parts[0], parts[1]) if len(parts) == len(OLDEST_ENGINE) else (0, 0)
+
+
+def _judge_engine_limits(facts: Mapping[str, Any]) -> CheckResult:
+    absent = [words for key, words in _ENGINE_LIMITS.items() if facts.get(key) is False]
+    if absent:
+        return _fail(
+            "engine limits",
+            f"the engine does not enforce {', '.join(absent)} limits",
+            "Use cgroup v2 with systemd, or an engine that runs as root; for swap, boot with swapaccount=1.",
+        )
+    return _fine("engine limits", "memory, swap, CPU and process limits are enforced")
+
+
+def _judge_capacity(facts: Mapping[str, Any], limits: LimitsSection) -> CheckResult:
+    cores, memory = facts.get("NCPU") or 0, facts.get("MemTotal") or 0
+    if cores and limits.cpus > cores:
+        return _fail(
+            "capacity",
+            f"limits.cpus is {limits.cpus:g}, the engine has {cores} and refuses more",
+            f"Set limits.cpus to {cores} or less.",
+        )
+    if memory and limits.memory * limits.concurrent_runs > memory:
+        return _warning(
+            "capacity",
+            f"{limits.concurrent_runs} runs may use {limits.memory * limits.concurrent_runs / _GIB:.1f} GiB of memory, "
+            f"the engine has {memory / _GIB:.1f} GiB",
+            "Lower limits.memory or limits.concurrent_runs.",
+        )
+    return _fine("capacity", f"{cores} CPUs and {memory / _GIB:.1f} GiB of memory are enough for the limits")
+
+
+def judge_firewall(*, loaded: bool, reason: str, accepted: bool) -> CheckResult:
+    """Judge whether the host is closed to the isolated network by a rule."""
+    if loaded:
+        return _fine("firewall", "the rule that closes this host to algorithms is loaded")
+    found = f"the rule that closes this host to algorithms is not loaded: {reason}"
+    if accepted:
+        return _warning(
+            "firewall", found, "network.accept_open_host accepts that algorithms may reach this host."
+        )
+    return _warning(
+        "firewall",
+        found,
+        "As root, run: node-agent network ensure -c FILE. The isolation check tells whether it is needed.",
+    )
+
+
+def judge_isolation(findings: Sequence[str], *, accepted: bool) -> CheckResult:
+    """Judge what a container of ours could reach."""
+    if not findings:
+        return _fine("isolation", "a container reached the proxy and nothing else")
+    if accepted:
+        return CheckResult(
+            name="isolation",
+            verdict=Verdict.WARNING,
+            found="algorithms can reach more than the proxy, and network.accept_open_host accepts it",
+            faults=tuple(findings),
+        )
+    return _fail(
+        "isolation", "algorithms could reach more than the proxy", "Close what is listed here.", findings
+    )
+
+
+def judge_database(database: Database, fault: str | None) -> CheckResult:
+    """Judge whether algorithms can read one database."""
+    name = f"database {database.label}"
+    if fault:
+        return _fail(name, fault, "")
+    return _fine(
+        name, f"{database.type}, readable" if database.path else f"{database.type} service, handed through"
+    )
+
+
+def judge_databases(databases: Sequence[Database]) -> list[CheckResult]:
+    """Warn when there is nothing to compute on."""
+    if databases:
+        return []
+    return [_warning("databases", "none configured", "List the sources algorithms may read under databases.")]
+
+
+def judge_policy(rules: Sequence[str]) -> CheckResult:
+    """Judge the list of allowed algorithms."""
+    if not rules:
+        return _warning(
+            "policy", "no algorithm is allowed, so nothing runs", "List images under policy.algorithms."
+        )
+    if "*" in rules:
+        return _warning(
+            "policy", "every image may run (`*`)", "Name the images you have approved in policy.algorithms."
+        )
+    return _fine("policy", f"{len(rules)} rules for algorithm images")
+
+
+def judge_identity(identity: NodeIdentity) -> CheckResult:
+    """Judge who this node is at the server."""
+    who = f"{identity.node_name} of {identity.organization_name} in {identity.collaboration_name}"
+    if identity.encrypted:
+        return _fail(
+            "server",
+            f"{who}: this collaboration is encrypted, which is not supported yet",
+            "Use an unencrypted collaboration with this version.",
+        )
+    return _fine("server", who)
+
+
+def judge_clock(server: float | None, here: float) -> CheckResult:
+    """Judge this machine's clock by the server's."""
+    if server is None:
+        return _warning("clock", "the server did not say what time it is", "")
+    skew = here - server
+    if abs(skew) > SKEW_SECONDS:
+        direction = "ahead of" if skew > 0 else "behind"
+        return _warning(
+            "clock",
+            f"this machine is {abs(skew):.0f} s {direction} the server",
+            "Keep the clock right, for example with systemd-timesyncd or chrony.",
+        )
+    return _fine("clock", "agrees with the server")

@@ -1,0 +1,335 @@
+"""The commands and their exit codes.
+
+Owns the words of the command line. Must not know how anything is done: each command loads the configuration, calls
+one part, and shows what it gives. Parts are imported when they are called, so that `--help` is quick.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from node_agent import __version__, screen
+from node_agent.errors import AccessDenied, ConfigError, NodeAgentError, Transient
+
+if TYPE_CHECKING:
+    from node_agent.checks import CheckResult
+    from node_agent.commands import Parts
+    from node_agent.service import RunningAgent
+
+EXIT_FINE: Final = 0
+EXIT_FAILING: Final = 1
+EXIT_NOT_RUNNING: Final = 3
+EXIT_USAGE: Final = 64
+EXIT_BUG: Final = 70
+EXIT_LATER: Final = 75
+EXIT_DENIED: Final = 77
+EXIT_CONFIG: Final = 78
+EXIT_INTERRUPTED: Final = 130
+EXIT_OF: Final[tuple[tuple[type[NodeAgentError], int], ...]] = (
+    (ConfigError, EXIT_CONFIG),
+    (AccessDenied, EXIT_DENIED),
+    (Transient, EXIT_LATER),
+)
+_PROGRESS_SECONDS: Final = 2.0
+_REPORTED: Final = frozenset({"reported", "removed"})
+
+
+_config_option = click.option(
+    "-c",
+    "--config",
+    "config",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration of this agent.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="node-agent %(version)s")
+def commands() -> None:
+    r"""Run federated algorithms beside the data of one organization.
+
+    \b
+    Exit codes: 0 fine · 1 a check fails · 3 not running · 64 usage ·
+    70 bug · 75 something is away, try later · 77 access denied · 78 configuration
+    """
+
+
+@commands.command()
+@_config_option
+@click.pass_obj
+def run(parts: "Parts", config: Path) -> None:
+    r"""Run the agent in the foreground.
+
+    SIGTERM stops the agent and leaves containers running; the next start adopts them. A second SIGTERM stops it at
+    once. The log goes to standard error.
+
+    \b
+    Example:
+      node-agent run -c /etc/node-agent/alpha.yaml
+    """
+    from node_agent import logs
+
+    settings = parts.load(config)
+    logs.set_up(level=settings.logging.level, form=settings.logging.format, secrets=settings.secrets)
+    parts.run(settings)
+
+
+@commands.command()
+@_config_option
+@_json_option
+@click.option("--offline", is_flag=True, help="Leave the server out.")
+@click.pass_obj
+def check(parts: "Parts", config: Path, *, as_json: bool, offline: bool) -> None:
+    r"""Check configuration, machine, engine and server; a line for each, with what to do.
+
+    Nothing is changed, and a running agent is not disturbed. Exit code 0 when nothing fails, 1 when something does,
+    78 when the configuration itself is at fault.
+
+    \b
+    Examples:
+      node-agent check -c /etc/node-agent/alpha.yaml
+      node-agent check -c /etc/node-agent/alpha.yaml --offline --json
+    """
+    results = _checked(
+        parts, config, ("server", "clock") if offline else (), show=_ignore if as_json else _show_result
+    )
+    if as_json:
+        click.echo(
+            screen.as_json({"ok": not _failing(results), "checks": [result.as_dict() for result in results]})
+        )
+    elif not _failing(results):
+        click.echo("Everything is as it must be.")
+    if results[0].faults:
+        raise click.exceptions.Exit(EXIT_CONFIG)
+    if _failing(results):
+        raise click.exceptions.Exit(EXIT_FAILING)
+
+
+def _checked(
+    parts: "Parts", config: Path, skipped: Sequence[str], *, show: Callable[["CheckResult"], None]
+) -> list["CheckResult"]:
+    from node_agent.checks import configuration_faulty, configuration_fine
+
+    try:
+        settings = parts.load(config)
+    except ConfigError as error:
+        found = [configuration_faulty(error)]
+        show(found[0])
+        return found
+    results = []
+    for result in chain([configuration_fine(config)], parts.check(settings, skipped)):
+        show(result)
+        results.append(result)
+    return results
+
+
+def _show_result(result: "CheckResult") -> None:
+    click.echo(f"{screen.mark(result.verdict)} {result.name:<14} {screen.plain(result.found)}")
+    for fault in result.faults:
+        click.echo(f"    {screen.plain(fault)}")
+    if result.todo:
+        click.echo(f"    → {screen.plain(result.todo)}")
+
+
+def _ignore(_result: "CheckResult") -> None:
+    return
+
+
+def _failing(results: Iterable["CheckResult"]) -> bool:
+    return any(result.verdict == "fail" for result in results)
+
+
+@commands.command()
+@_config_option
+@_json_option
+@click.option(
+    "-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="How many."
+)
+@click.pass_obj
+def runs(parts: "Parts", config: Path, *, as_json: bool, limit: int) -> None:
+    r"""List the runs of the journal, newest first; works while the agent runs.
+
+    \b
+    Examples:
+      node-agent runs -c /etc/node-agent/alpha.yaml
+      node-agent runs -c /etc/node-agent/alpha.yaml --limit 1000 --json
+    """
+    history = parts.history(parts.load_place(config).state_dir, limit)
+    if as_json:
+        click.echo(screen.as_json([screen.with_times(row) for row in history]))
+        return
+    if not history:
+        click.echo("No runs yet.")
+        return
+    screen.show_table(screen.run_rows(history))
+
+
+@commands.command()
+@_config_option
+@_json_option
+@click.pass_obj
+def status(parts: "Parts", config: Path, *, as_json: bool) -> None:
+    r"""Say whether the agent is alive, online and busy, and what it owes the server.
+
+    Exit code 0 when it is running, 3 when it is not.
+
+    \b
+    Examples:
+      node-agent status -c /etc/node-agent/alpha.yaml
+      node-agent status -c /etc/node-agent/alpha.yaml --json
+    """
+    seen = parts.sight(parts.load_place(config).state_dir)
+    click.echo(screen.as_json(screen.status_facts(seen)) if as_json else "\n".join(screen.status_lines(seen)))
+    if not seen.running:
+        raise click.exceptions.Exit(EXIT_NOT_RUNNING)
+
+
+@commands.command()
+@_config_option
+@click.pass_obj
+def drain(parts: "Parts", config: Path) -> None:
+    r"""Have the agent accept nothing new, finish and report what it has, and end; wait until it has.
+
+    Ctrl-C stops the waiting, not the draining. Exit code 3 when no agent is running, 1 when it ended before
+    everything was reported.
+
+    \b
+    Example:
+      node-agent drain -c /etc/node-agent/alpha.yaml
+    """
+    state_dir = parts.load_place(config).state_dir
+    pid = parts.sight(state_dir).pid
+    if pid is None:
+        click.echo("No agent is running.")
+        raise click.exceptions.Exit(EXIT_NOT_RUNNING)
+    with parts.agent(pid) as agent:
+        # asked again now that the process is held: its number may have gone to another one
+        if parts.sight(state_dir).pid == pid:
+            agent.drain()
+            click.echo(f"The agent (process {pid}) takes nothing new any more.")
+        _wait_for_end(parts, agent, state_dir)
+    _say_what_is_left(parts, state_dir)
+
+
+def _wait_for_end(parts: "Parts", agent: "RunningAgent", state_dir: Path) -> None:
+    last = ""
+    while not agent.ended_within(_PROGRESS_SECONDS):
+        said = parts.sight(state_dir).presence
+        line = "" if said is None else f"{said.working + said.waiting} runs to go, {said.owed} reports owed"
+        if line != last:
+            click.echo(line)
+        last = line
+
+
+def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
+    left = [row for row in parts.history(state_dir, 1000) if row["state"] not in _REPORTED]
+    if not left:
+        click.echo("The agent has ended; everything is reported.")
+        return
+    click.echo(
+        f"The agent has ended, but {len(left)} runs are not reported; its next start goes on with them."
+    )
+    raise click.exceptions.Exit(EXIT_FAILING)
+
+
+@commands.group()
+def network() -> None:
+    """Set up or remove the isolated network and its firewall rule; needs root.
+
+    A service whose agent has no root rights runs `network ensure` as a root step before it starts.
+    """
+
+
+@network.command()
+@_config_option
+@click.pass_obj
+def ensure(parts: "Parts", config: Path) -> None:
+    r"""Create the network and the rule, or check that they are as they must be.
+
+    \b
+    Example:
+      node-agent network ensure -c /etc/node-agent/alpha.yaml
+    """
+    click.echo(parts.ensure_network(parts.load_place(config)))
+
+
+@network.command()
+@_config_option
+@click.pass_obj
+def remove(parts: "Parts", config: Path) -> None:
+    r"""Remove the network and the rule of this agent.
+
+    \b
+    Example:
+      node-agent network remove -c /etc/node-agent/alpha.yaml
+    """
+    click.echo(parts.remove_network(parts.load_place(config)))
+
+
+class _Lazy:
+    """Loads the parts when a command asks for the first of them: `--help` needs none."""
+
+    def __getattr__(self, name: str) -> Any:
+        from node_agent.commands import PARTS
+
+        return getattr(PARTS, name)
+
+
+def main(argv: Sequence[str] | None = None, *, parts: "Parts | None" = None) -> int:
+    """Run one command and give its exit code."""
+    try:
+        result = commands.main(args=argv, prog_name="node-agent", standalone_mode=False, obj=parts or _Lazy())
+    except click.exceptions.Abort:
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except BrokenPipeError:
+        # the reader of a pipe went away; the interpreter must not stumble over it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FINE
+    except Exception as error:  # noqa: BLE001 - the last edge: every error becomes an exit code here
+        return _report(error)
+    return result if isinstance(result, int) else EXIT_FINE
+
+
+def _report(error: Exception) -> int:
+    for kind, code in EXIT_OF:
+        if isinstance(error, kind):
+            _explain(error)
+            return code
+    return _report_bug(error)
+
+
+def _explain(error: NodeAgentError) -> None:
+    from node_agent import logs
+
+    if logs.writes_json():
+        # whoever reads the lines as JSON must not find anything else among them
+        logs.say_ended(error.message, hint=error.hint, faults=getattr(error, "faults", ()))
+        return
+    click.echo(f"node-agent: {screen.plain(error.message)}", err=True)
+    for fault in getattr(error, "faults", ()):
+        click.echo(f"  {screen.plain(fault)}", err=True)
+    if error.hint:
+        click.echo(f"  → {screen.plain(error.hint)}", err=True)
+
+
+def _report_bug(error: Exception) -> int:
+    import structlog
+
+    from node_agent import logs
+
+    if not structlog.is_configured():
+        logs.set_up(level="info", form="auto")
+    structlog.get_logger().error("agent_bug", version=__version__, exc_info=error)
+    click.echo("node-agent: This is a bug. Please report it with the line `agent_bug` above.", err=True)
+    return EXIT_BUG

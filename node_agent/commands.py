@@ -1,0 +1,227 @@
+"""What the short commands call: builds the few parts each of them needs, and gathers facts.
+
+The counterpart of app.py for everything but `run`. Parts are imported where they are used, so that one command does
+not load what another needs. Must not decide: checks.py judges, the adapters act.
+"""
+
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from node_agent import checks
+from node_agent.checks import CheckResult, FolderFacts
+from node_agent.config import ANY_MACHINE, Settings, load
+from node_agent.errors import ConfigError, NodeAgentError
+
+if TYPE_CHECKING:
+    from node_agent.runtime.connection import EngineConnection
+    from node_agent.runtime.network import IsolatedNetwork
+    from node_agent.server.address import ServerAddress
+    from node_agent.service import RunningAgent
+    from node_agent.store.presence import Sighting
+
+_ENGINE_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the commands call."""
+
+    load: Callable[[Path], Settings]
+    load_place: Callable[[Path], Settings]
+    """Loads for commands that only look at the state directory: databases and secrets are not touched."""
+    run: Callable[[Settings], None]
+    check: Callable[[Settings, Sequence[str]], Iterable[CheckResult]]
+    history: Callable[[Path, int], list[dict[str, Any]]]
+    sight: Callable[[Path], "Sighting"]
+    agent: Callable[[int], "RunningAgent"]
+    ensure_network: Callable[[Settings], str]
+    remove_network: Callable[[Settings], str]
+
+
+def load_place(path: Path) -> Settings:
+    """Load without asking for the files and secrets the configuration names."""
+    return load(path, machine=ANY_MACHINE)
+
+
+def run(settings: Settings) -> None:
+    """Run the agent until it is asked to stop."""
+    from node_agent import app
+
+    app.run(settings)
+
+
+def history(state_dir: Path, limit: int) -> list[dict[str, Any]]:
+    """Read the newest runs of the journal."""
+    from node_agent.store.journal import read_history
+
+    return read_history(state_dir, limit)
+
+
+def sight(state_dir: Path) -> "Sighting":
+    """Look at the agent of a state directory."""
+    from node_agent.store import presence
+
+    return presence.read(state_dir)
+
+
+def hold_agent(pid: int) -> "RunningAgent":
+    """Take hold of the agent's process."""
+    from node_agent.service import RunningAgent
+
+    return RunningAgent(pid)
+
+
+# --- network ---------------------------------------------------------------------------------------------------
+
+
+def _connection(settings: Settings) -> "EngineConnection":
+    from node_agent.runtime.connection import EngineConnection
+
+    return EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS)
+
+
+def _network(settings: Settings) -> "IsolatedNetwork":
+    from node_agent.runtime.network import IsolatedNetwork
+
+    return IsolatedNetwork(settings.name, _connection(settings), subnet=settings.network.subnet)
+
+
+def ensure_network(settings: Settings) -> str:
+    """Create network and rule, or check them; say what stands."""
+    from node_agent.runtime.network import prepare_network
+
+    made = prepare_network(_network(settings), name=settings.name, proxy_port=settings.network.proxy_port)
+    if not made.firewall.loaded:
+        raise ConfigError(
+            f"The network {made.network.name} stands, but its firewall rule does not: {made.firewall.reason}.",
+            hint="Install nftables and run this command as root.",
+        )
+    return f"The network {made.network.name} ({made.network.subnet}) and its firewall rule stand."
+
+
+def remove_network(settings: Settings) -> str:
+    """Remove network and rule; say what is gone."""
+    from node_agent.runtime.network import remove_network as remove
+
+    firewall = remove(_network(settings), name=settings.name)
+    if not firewall.loaded:
+        raise ConfigError(
+            f"The network of {settings.name} is gone, but its firewall rule may stand: {firewall.reason}.",
+            hint="Run this command as root.",
+        )
+    return f"The network of {settings.name} and its firewall rule are gone."
+
+
+# --- check -----------------------------------------------------------------------------------------------------
+
+
+def check(settings: Settings, skipped: Sequence[str]) -> Iterator[CheckResult]:
+    """Check one thing after the other; *skipped* names what is left out."""
+    pid = sight(settings.state_dir).pid
+    yield from _check_place(settings)
+    yield checks.judge_agent(pid)
+    yield checks.judge_policy(settings.algorithms)
+    yield from _check_databases(settings)
+    yield from _check_engine(settings, pid)
+    if "server" not in skipped:
+        yield from _check_server(settings)
+
+
+def _check_place(settings: Settings) -> Iterator[CheckResult]:
+    facts = folder_facts(settings.state_dir)
+    yield checks.judge_folder(facts)
+    yield checks.judge_disk(facts, settings.limits)
+
+
+def folder_facts(path: Path) -> FolderFacts:
+    """Look at a folder, or at the nearest one above it when it is not made yet."""
+    nearest = path
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    return FolderFacts(
+        path=path,
+        exists=nearest == path,
+        writable=nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
+        mode=stat.S_IMODE(nearest.stat().st_mode),
+        free_bytes=shutil.disk_usage(nearest).free,
+    )
+
+
+def _check_databases(settings: Settings) -> Iterator[CheckResult]:
+    from node_agent.databases.access import fault_of, this_agent
+
+    yield from checks.judge_databases(settings.databases)
+    uid, gid = settings.container_user
+    for database in settings.databases:
+        yield checks.judge_database(database, fault_of(database, uid=uid, gid=gid, agent=this_agent()))
+
+
+def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
+    try:
+        with _connection(settings).client() as client:
+            facts = client.info()
+    except NodeAgentError as error:
+        yield checks.failed("engine", error)
+        yield checks.skipped("isolation", "the engine does not answer")
+        return
+    yield from checks.judge_engine(facts, settings.limits)
+    if pid is not None:
+        yield checks.skipped("isolation", "the running agent has proven it at its start")
+        return
+    yield from _check_isolation(settings)
+
+
+def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
+    yield checks.skipped("isolation", "to be built")
+
+
+def _check_server(settings: Settings) -> Iterator[CheckResult]:
+    from node_agent.server.address import ServerAddress
+    from node_agent.server.client import HttpServer
+    from node_agent.server.exchange import Exchange
+    from node_agent.server.tokens import Tokens
+
+    exchange = Exchange(ServerAddress.of(settings.server.url, ca_bundle=settings.server.ca_bundle))
+    server = HttpServer(exchange, Tokens(exchange, settings.server.api_key))
+    try:
+        yield checks.judge_identity(server.identify())
+    except NodeAgentError as error:
+        yield checks.failed("server", error)
+        return
+    finally:
+        server.close()
+    yield checks.judge_clock(_server_time(exchange.address), time.time())
+
+
+def _server_time(address: "ServerAddress") -> float | None:
+    from node_agent.server.address import rest_session
+
+    # the HTTP library's errors are OSErrors
+    try:
+        with (
+            rest_session(address) as session,
+            session.get(f"{address.rest}/version", timeout=(5, 5), stream=True) as response,
+        ):
+            return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+PARTS: Final = Parts(
+    load=load,
+    load_place=load_place,
+    run=run,
+    check=check,
+    history=history,
+    sight=sight,
+    agent=hold_agent,
+    ensure_network=ensure_network,
+    remove_network=remove_network,
+)

@@ -1,0 +1,390 @@
+"""The Docker engine behind the port `Runtime`: images, containers, logs and events.
+
+Owns every call about images and containers. Must not know what a run is for: it is given a spec and gives back reports.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, BinaryIO
+
+import requests
+from docker import APIClient
+from docker.errors import APIError, NotFound
+
+from node_agent.domain.container import (
+    ContainerReport,
+    ContainerSpec,
+    NetworkFacts,
+    PinnedImage,
+    PullProgress,
+    run_container_name,
+)
+from node_agent.domain.policy import ImageName, parse_image
+from node_agent.domain.ports import Network
+from node_agent.domain.run import ContainerId, RunId
+from node_agent.errors import (
+    ConfigError,
+    ContainerLost,
+    EngineUnreachable,
+    ImageMissing,
+    RegistryUnreachable,
+    RunClosed,
+    StartFailed,
+)
+from node_agent.runtime.connection import EngineConnection, engine_text
+from node_agent.runtime.logcut import copy_cut
+from node_agent.runtime.pulling import (
+    PullStory,
+    RegistryLogin,
+    exact_reference,
+    known_digest,
+    login_header,
+    refusal,
+    verified_digest,
+)
+from node_agent.runtime.reading import report_of, run_of_labels, seconds_of
+from node_agent.runtime.spec import LABEL_NAME, EngineTraits, container_config, differences, labels
+from node_agent.runtime.stream import StreamStalled, lines_of
+
+PULL_PATIENCE = 120.0
+PULL_TICK = 0.5
+EVENT_OVERLAP = 2
+"""Seconds of events asked for again, since the engine answers a moment before it listens."""
+
+_NOT_FOUND = 404
+_CONFLICT = 409
+# The engine is short of something for now; the container itself is as good as before.
+_PASSING = (
+    "no available ipv4 addresses",
+    "no available addresses",
+    "temporarily unavailable",
+    "device or resource busy",
+    "no space left on device",
+    "deadline exceeded",
+    "context canceled",
+)
+
+
+class DockerEngine:
+    """One Docker engine, seen by the agent *name*; containers are attached to *network* alone."""
+
+    def __init__(
+        self,
+        name: str,
+        connection: EngineConnection,
+        network: Network,
+        *,
+        logins: Sequence[RegistryLogin] = (),
+        pull_patience: float = PULL_PATIENCE,
+    ) -> None:
+        self._name = name
+        self._connection = connection
+        self._network = network
+        self._logins = tuple(logins)
+        self._pull_patience = pull_patience
+
+    # --- images -----------------------------------------------------------------------------------------------
+
+    def find_image(self, reference: str) -> PinnedImage | None:
+        """Look an image up on this machine only."""
+        image = parse_image(reference)
+        if image is None:
+            return None
+        with self._connection.client() as client:
+            try:
+                found = _image(client, exact_reference(image))
+            except NotFound:
+                return None
+        return PinnedImage(image_id=found["Id"], digest=known_digest(image, found.get("RepoDigests") or ()))
+
+    def registry_digest(self, reference: str) -> str:
+        """Ask the registry which digest *reference* has now."""
+        image = _parsed(reference)
+        with self._connection.client() as client:
+            response = client.get(
+                _url(client, f"/distribution/{exact_reference(image)}/json"),
+                headers=login_header(image, self._logins),
+                timeout=client.timeout,
+            )
+        _raise_refused(reference, response)
+        return str(response.json()["Descriptor"]["digest"])
+
+    def pull_image(
+        self,
+        reference: str,
+        *,
+        wanted: Callable[[], bool],
+        progress: Callable[[PullProgress], None],
+    ) -> PinnedImage:
+        """Pull an image, tell how far it is about twice a second, and verify what arrived."""
+        image = _parsed(reference)
+        story = PullStory(reference)
+
+        def look_up() -> None:
+            if not wanted():
+                raise RunClosed(f"The pull of {reference} was called off.")
+            progress(story.progress)
+
+        with self._connection.client() as client:
+            response = self._open_pull(client, image)
+            _raise_refused(reference, response)
+            try:
+                for line in lines_of(response, patience=self._pull_patience, tick=PULL_TICK, on_tick=look_up):
+                    story.read(line)
+            except StreamStalled as error:
+                raise RegistryUnreachable(
+                    f"The pull of {reference} made no progress for {self._pull_patience:.0f} s."
+                ) from error
+            return self._verified(client, image, story.digest)
+
+    def _open_pull(self, client: APIClient, image: ImageName) -> requests.Response:
+        return client.post(
+            _url(client, "/images/create"),
+            params={"fromImage": image.name, "tag": image.digest or image.tag or "latest"},
+            headers=login_header(image, self._logins),
+            stream=True,
+            timeout=(client.timeout, self._pull_patience + 10),
+        )
+
+    def _verified(self, client: APIClient, image: ImageName, announced: str | None) -> PinnedImage:
+        try:
+            found = _image(client, exact_reference(image))
+        except NotFound as error:
+            raise RegistryUnreachable(
+                f"The pull of {image.name} ended without an image on this machine."
+            ) from error
+        digest = verified_digest(image, announced, found.get("RepoDigests") or ())
+        return PinnedImage(image_id=found["Id"], digest=digest)
+
+    # --- containers -------------------------------------------------------------------------------------------
+
+    def ensure_container(self, spec: ContainerSpec) -> ContainerId:
+        """Create the container, or adopt ours of that name; refuse it when it is not as asked."""
+        network = self._ensured_network()
+        with self._connection.client() as client:
+            config = self._config(client, spec, network)
+            try:
+                made = _created(client, spec, config)
+            except _NameTaken:
+                made = self._adopted(client, spec, config)
+            _refuse_if_different(client, made, config)
+        return made
+
+    def _ensured_network(self) -> NetworkFacts:
+        try:
+            return self._network.ensure_network()
+        except ConfigError as error:
+            raise StartFailed(f"The isolated network is not as it must be: {error.message}") from error
+
+    def _config(self, client: APIClient, spec: ContainerSpec, network: NetworkFacts) -> dict[str, Any]:
+        try:
+            image = _image(client, spec.image_id)
+        except NotFound as error:
+            raise StartFailed("The image is no longer on this machine.") from error
+        volumes = (image.get("Config") or {}).get("Volumes") or {}
+        return container_config(spec, agent=self._name, network=network, volumes=volumes, traits=self._traits)
+
+    @cached_property
+    def _traits(self) -> EngineTraits:
+        with self._connection.client() as client:
+            said = client.info()
+        return EngineTraits(
+            limits_swap=bool(said.get("SwapLimit", True)), cgroup_version=str(said.get("CgroupVersion", "2"))
+        )
+
+    def _adopted(self, client: APIClient, spec: ContainerSpec, config: Mapping[str, Any]) -> ContainerId:
+        try:
+            found = client.inspect_container(spec.name)
+        except NotFound:
+            return _created(client, spec, config)
+        if not self._is_ours(found, spec):
+            raise StartFailed(
+                f"Another container has the name {spec.name}, and it is not ours.",
+                hint="Rename or remove it.",
+            )
+        if not _ever_started(found) and differences(config, found):
+            # Left by an earlier attempt under other settings, and nothing was done in it yet.
+            client.remove_container(found["Id"], v=True, force=True)
+            return _created(client, spec, config)
+        return ContainerId(found["Id"])
+
+    def _is_ours(self, found: Mapping[str, Any], spec: ContainerSpec) -> bool:
+        present = found["Config"].get("Labels") or {}
+        return labels(self._name, spec).items() <= present.items()
+
+    def ensure_started(self, container: ContainerId) -> None:
+        """Start the container unless it ever started."""
+        with self._connection.client() as client:
+            try:
+                found = client.inspect_container(container)
+            except NotFound as error:
+                raise ContainerLost("The container is gone.") from error
+            if _ever_started(found):
+                return
+            _start(client, container)
+
+    def inspect(self, container: ContainerId) -> ContainerReport | None:
+        """Say how the container is; None when there is none."""
+        with self._connection.client() as client:
+            try:
+                return report_of(client.inspect_container(container))
+            except NotFound:
+                return None
+
+    def stop(self, container: ContainerId) -> None:
+        """Kill the container's processes at once; already gone is fine."""
+        with self._connection.client() as client:
+            try:
+                client.kill(container, "SIGKILL")
+            except APIError as error:
+                if error.status_code not in {_NOT_FOUND, _CONFLICT}:
+                    raise
+
+    def find_container(self, run_id: RunId) -> ContainerId | None:
+        """Find the container of a run by its exact name and our label."""
+        with self._connection.client() as client:
+            try:
+                found = client.inspect_container(run_container_name(self._name, run_id))
+            except NotFound:
+                return None
+        present = found["Config"].get("Labels") or {}
+        ours = present.get(LABEL_NAME) == self._name and run_of_labels(present) == run_id
+        return ContainerId(found["Id"]) if ours else None
+
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
+        """Write the log into a file: head and tail, at most *limit* bytes, the cut marked."""
+        with self._connection.client() as client:
+            try:
+                chunks = client.logs(container, stdout=True, stderr=True, stream=True, follow=False)
+                copy_cut(chunks, into, limit=limit)
+            except NotFound:
+                return
+
+    def remove(self, container: ContainerId) -> None:
+        """Remove the container and its anonymous volumes, running or not; already gone is fine."""
+        with self._connection.client() as client:
+            try:
+                client.remove_container(container, v=True, force=True)
+            except APIError as error:
+                # A conflict is another removal of the same container under way.
+                if error.status_code not in {_NOT_FOUND, _CONFLICT}:
+                    raise
+
+    def list_containers(self) -> tuple[ContainerReport, ...]:
+        """List every container that has our label."""
+        with self._connection.client() as client:
+            listed = client.containers(all=True, filters={"label": f"{LABEL_NAME}={self._name}"})
+        reports = (self.inspect(ContainerId(entry["Id"])) for entry in listed)
+        return tuple(report for report in reports if report is not None)
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def events(self) -> Iterator[RunId]:
+        """Subscribe now, and yield the run of each container of ours that ends or is removed, as it happens."""
+        filters = {
+            "type": ["container"],
+            "event": ["die", "oom", "destroy"],
+            "label": [f"{LABEL_NAME}={self._name}"],
+        }
+        with self._connection.client() as client:
+            response = client.get(
+                _url(client, "/events"),
+                params={"since": str(int(time.time()) - EVENT_OVERLAP), "filters": json.dumps(filters)},
+                stream=True,
+                timeout=(client.timeout, None),
+            )
+            response.raise_for_status()
+        return self._runs_of(response)
+
+    def _runs_of(self, response: requests.Response) -> Iterator[RunId]:
+        with self._connection.client(), response:
+            for line in response.iter_lines(chunk_size=None):
+                run_id = _run_of_event(line)
+                if run_id is not None:
+                    yield run_id
+        raise EngineUnreachable("The stream of engine events ended.")
+
+
+class _NameTaken(Exception):
+    """Another container has the name."""
+
+
+def _parsed(reference: str) -> ImageName:
+    image = parse_image(reference)
+    if image is None:
+        raise ImageMissing("The task names an image in a form that no registry understands.")
+    return image
+
+
+def _image(client: APIClient, reference: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = client.inspect_image(reference)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _url(client: APIClient, path: str) -> str:
+    return f"{client.base_url}/v{client.api_version}{path}"
+
+
+def _raise_refused(reference: str, response: requests.Response) -> None:
+    if response.ok:
+        return
+    try:
+        text = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        text = f"the engine answered {response.status_code}"
+    finally:
+        response.close()
+    raise refusal(reference, text)
+
+
+def _created(client: APIClient, spec: ContainerSpec, config: Mapping[str, Any]) -> ContainerId:
+    try:
+        made = client.create_container_from_config(config, spec.name)  # type: ignore[no-untyped-call]
+    except APIError as error:
+        if error.status_code == _CONFLICT or "already in use" in str(error.explanation):
+            raise _NameTaken from error
+        raise _start_failure("created", error) from error
+    return ContainerId(str(made["Id"]))
+
+
+def _refuse_if_different(client: APIClient, container: ContainerId, config: Mapping[str, Any]) -> None:
+    found = client.inspect_container(container)
+    different = differences(config, found)
+    if not different:
+        return
+    if not _ever_started(found):
+        client.remove_container(container, v=True, force=True)
+    raise StartFailed(
+        f"The engine did not make the container as it was asked to: {'; '.join(different)}.",
+        hint="The owner of the node must look at the engine's own settings.",
+    )
+
+
+def _ever_started(found: Mapping[str, Any]) -> bool:
+    return seconds_of(found["State"].get("StartedAt")) is not None
+
+
+def _start(client: APIClient, container: ContainerId) -> None:
+    try:
+        client.start(container)
+    except APIError as error:
+        if error.status_code == _NOT_FOUND and "no such container" in str(error.explanation).lower():
+            raise ContainerLost("The container is gone.") from error
+        raise _start_failure("started", error) from error
+
+
+def _start_failure(what: str, error: APIError) -> StartFailed | EngineUnreachable:
+    said = engine_text(error)
+    if any(words in said.lower() for words in _PASSING):
+        return EngineUnreachable(f"The engine cannot have the container {what} now: {said}.")
+    return StartFailed(f"The container could not be {what}: {said}.")
+
+
+def _run_of_event(line: bytes) -> RunId | None:
+    try:
+        said = json.loads(line)
+        return run_of_labels(said["Actor"]["Attributes"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,199 @@
+"""The isolated network of the runs: an internal bridge from which only the proxy can be reached.
+
+Owns the network's properties and its check; the firewall rule is in firewall.py, the proof in probe.py. Must not know
+which containers are attached.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Any
+
+from docker import APIClient
+from docker.errors import APIError, NotFound
+from requests import Response
+
+from node_agent.domain.container import NetworkFacts
+from node_agent.errors import ConfigError, EngineUnreachable
+from node_agent.runtime.connection import EngineConnection, engine_text, one_line
+from node_agent.runtime.firewall import FirewallFacts, bridge_name, ensure_firewall, remove_firewall
+from node_agent.runtime.spec import LABEL_NAME
+from node_agent.runtime.subnets import candidates, routed_networks
+
+BRIDGE_OPTION = "com.docker.network.bridge.name"
+ICC_OPTION = "com.docker.network.bridge.enable_icc"
+_SERVER_FAULT = 500
+_TRIES = 32
+
+
+def network_name(agent: str) -> str:
+    """Name the isolated network of an agent."""
+    return f"node-agent-{agent}"
+
+
+class IsolatedNetwork:
+    """The isolated network of the agent *name*."""
+
+    def __init__(self, name: str, connection: EngineConnection, *, subnet: str | None = None) -> None:
+        self._agent = name
+        self._name = network_name(name)
+        self._connection = connection
+        self._subnet = subnet
+
+    def ensure_network(self) -> NetworkFacts:
+        """Create the network, or adopt ours after checking that it is as it must be."""
+        with self._connection.client() as client:
+            found = _find(client, self._name) or self._created(client)
+        faults = _faults(found, agent=self._agent, subnet=self._subnet)
+        if faults:
+            raise ConfigError(
+                f"The container network {self._name} is not as it must be: {'; '.join(faults)}.",
+                hint=f"Remove it, it will be made anew: docker network rm {self._name}",
+                faults=tuple(faults),
+            )
+        return _facts(found)
+
+    def remove(self) -> None:
+        """Remove the network if it is ours; already gone is fine."""
+        with self._connection.client() as client:
+            found = _find(client, self._name)
+            if found is None or (found.get("Labels") or {}).get(LABEL_NAME) != self._agent:
+                return
+            try:
+                client.remove_network(found["Id"])
+            except NotFound:
+                return
+            except APIError as error:
+                raise ConfigError(
+                    f"The container network {self._name} cannot be removed: {engine_text(error)}.",
+                    hint="Stop the agent and remove its containers first.",
+                ) from error
+
+    def _created(self, client: APIClient) -> Mapping[str, Any]:
+        refusal = "no free range of addresses was found"
+        for subnet in self._choices(client):
+            response = client.post(_url(client), json=self._request(subnet), timeout=client.timeout)
+            found = _find(client, self._name)
+            if found is not None:
+                # Made by us just now, or by another process of ours meanwhile: the check of it is the same.
+                return found
+            refusal = _refusal(response)
+        raise ConfigError(
+            f"The container network {self._name} cannot be created: {refusal}.",
+            hint="Choose free addresses: network.subnet, e.g. 10.213.7.0/24.",
+        )
+
+    def _choices(self, client: APIClient) -> list[IPv4Network]:
+        if self._subnet is not None:
+            return [IPv4Network(self._subnet)]
+        taken = [*routed_networks(), *_engine_subnets(client.networks())]
+        return [
+            subnet for subnet, _ in zip(candidates(self._agent, taken=taken), range(_TRIES), strict=False)
+        ]
+
+    def _request(self, subnet: IPv4Network) -> dict[str, Any]:
+        return {
+            "Name": self._name,
+            "CheckDuplicate": True,
+            "Driver": "bridge",
+            "Internal": True,
+            "EnableIPv6": False,
+            "Attachable": False,
+            "IPAM": {"Driver": "default", "Config": [{"Subnet": str(subnet), "Gateway": str(subnet[1])}]},
+            "Options": _options(self._agent),
+            "Labels": {LABEL_NAME: self._agent},
+        }
+
+
+def _url(client: APIClient) -> str:
+    return f"{client.base_url}/v{client.api_version}/networks/create"
+
+
+def _refusal(response: Response) -> str:
+    try:
+        said = one_line(str(response.json()["message"]))
+    except (ValueError, KeyError, TypeError):
+        said = f"the engine answered {response.status_code}"
+    if response.status_code >= _SERVER_FAULT and "overlap" not in said:
+        raise EngineUnreachable(f"The container network cannot be created now: {said}.")
+    return said
+
+
+def _options(agent: str) -> dict[str, str]:
+    return {BRIDGE_OPTION: bridge_name(agent), ICC_OPTION: "false"}
+
+
+def _find(client: APIClient, name: str) -> Mapping[str, Any] | None:
+    # The engine's own lookup also accepts the beginning of an id.
+    with suppress(NotFound):
+        found: Mapping[str, Any] = client.inspect_network(name)
+        return found if found.get("Name") == name else None
+    return None
+
+
+def _engine_subnets(networks: Iterable[Mapping[str, Any]]) -> list[IPv4Network]:
+    configs = (config for network in networks for config in (network.get("IPAM") or {}).get("Config") or ())
+    return [
+        IPv4Network(config["Subnet"], strict=False)
+        for config in configs
+        if ":" not in config.get("Subnet", ":")
+    ]
+
+
+def _faults(found: Mapping[str, Any], *, agent: str, subnet: str | None) -> list[str]:
+    options = found.get("Options") or {}
+    labels = found.get("Labels") or {}
+    addresses = (found.get("IPAM") or {}).get("Config") or []
+    checks = {
+        f"it does not carry our label {LABEL_NAME}={agent}": labels.get(LABEL_NAME) == agent,
+        "it is not a bridge": found.get("Driver") == "bridge",
+        "it is not internal": found.get("Internal") is True,
+        "it has IPv6": not found.get("EnableIPv6"),
+        "other containers may be attached to it by hand": not found.get("Attachable"),
+        f"its bridge is not called {bridge_name(agent)}": options.get(BRIDGE_OPTION) == bridge_name(agent),
+        "its containers may talk to each other": options.get(ICC_OPTION) == "false",
+        "it has further options": set(options) <= {BRIDGE_OPTION, ICC_OPTION},
+        "it has not exactly one range of addresses with a gateway": _has_one_gateway(addresses),
+        f"its addresses are not {subnet} (network.subnet)": subnet is None
+        or [config.get("Subnet") for config in addresses] == [str(IPv4Network(subnet))],
+    }
+    return [fault for fault, fine in checks.items() if not fine]
+
+
+def _has_one_gateway(addresses: list[Mapping[str, str]]) -> bool:
+    return len(addresses) == 1 and bool(addresses[0].get("Gateway")) and bool(addresses[0].get("Subnet"))
+
+
+def _facts(found: Mapping[str, Any]) -> NetworkFacts:
+    config = found["IPAM"]["Config"][0]
+    return NetworkFacts(
+        id=found["Id"],
+        name=found["Name"],
+        bridge=found["Options"][BRIDGE_OPTION],
+        subnet=config["Subnet"],
+        gateway=config["Gateway"].partition("/")[0],
+    )
+
+
+# --- the root step of the service ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedNetwork:
+    """The network as it stands, and whether the firewall rule could be loaded."""
+
+    network: NetworkFacts
+    firewall: FirewallFacts
+
+
+def prepare_network(network: IsolatedNetwork, *, name: str, proxy_port: int) -> PreparedNetwork:
+    """Create the network and load the firewall rule; both may be repeated at any time."""
+    facts = network.ensure_network()
+    return PreparedNetwork(facts, ensure_firewall(name, gateway=facts.gateway, proxy_port=proxy_port))
+
+
+def remove_network(network: IsolatedNetwork, *, name: str) -> FirewallFacts:
+    """Remove the network and then the rule, so that the network is never there without it."""
+    network.remove()
+    return remove_firewall(name)

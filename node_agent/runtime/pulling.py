@@ -1,0 +1,208 @@
+"""What a pull says while it goes on: progress, the digest it announces, and what its complaints mean.
+
+Owns the words of engines and registries about images. Must not talk to either.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from node_agent.domain.container import PullProgress
+from node_agent.domain.policy import DIGEST, ImageName
+from node_agent.domain.secret import Secret
+from node_agent.errors import DiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
+from node_agent.runtime.connection import one_line, readable
+
+DOCKER_HUB = "docker.io"
+
+_DISK_FULL = ("no space left on device", "disk quota exceeded")
+_REGISTRY_AWAY = (
+    "no such host",
+    "connection refused",
+    "connection reset",
+    "i/o timeout",
+    "timeout",
+    "deadline exceeded",
+    "x509",
+    "tls:",
+    "eof",
+    "server gave http response",
+    "received unexpected http status: 5",
+    "toomanyrequests",
+    "too many requests",
+    "network is unreachable",
+    "no route to host",
+    "service unavailable",
+)
+_DENIED = ("denied", "unauthorized", "authentication required", "no basic auth credentials", "forbidden")
+_MISSING = (
+    "not found",
+    "manifest unknown",
+    "name unknown",
+    "does not exist",
+    "invalid reference",
+    "no matching manifest",
+    "no such image",
+    "repository name",
+    "unsupported",
+    "mediatype",
+)
+
+
+class RegistryLogin(Protocol):
+    """How to log in to one registry."""
+
+    @property
+    def host(self) -> str:
+        """Host and port, as image names begin with."""
+
+    @property
+    def username(self) -> str:
+        """Who logs in."""
+
+    @property
+    def password(self) -> Secret:
+        """The password or access token."""
+
+
+def registry_of(image: ImageName) -> str:
+    """Name the registry an image comes from."""
+    first, slash, _ = image.name.partition("/")
+    named = slash and ("." in first or ":" in first or first == "localhost")
+    return first if named else DOCKER_HUB
+
+
+def login_header(image: ImageName, logins: Iterable[RegistryLogin]) -> dict[str, str]:
+    """Give the header that logs in to the registry of *image*; nothing where no login is configured."""
+    host = registry_of(image)
+    for login in logins:
+        if login.host == host:
+            account = {
+                "username": login.username,
+                "password": login.password.reveal(),
+                "serveraddress": host,
+            }
+            return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(account).encode()).decode()}
+    return {}
+
+
+def exact_reference(image: ImageName) -> str:
+    """Write an image name the way the engine looks it up: a digest decides over a tag."""
+    if image.digest is not None:
+        return f"{image.name}@{image.digest}"
+    return f"{image.name}:{image.tag or 'latest'}"
+
+
+def refusal(reference: str, text: str) -> NodeAgentError:
+    """Turn a complaint about pulling *reference* into the error that says who must act."""
+    said, words = readable(text), text.lower()
+    if _any(words, _DISK_FULL):
+        return DiskFull(
+            f"The engine has no room for the image {reference}: {said}.",
+            hint="Free space where it keeps images.",
+        )
+    # Denied first: some registries put a link with "not found" or a port in the same sentence.
+    if _any(words, _DENIED):
+        return ImageMissing(
+            f"The registry does not hand out the image {reference}: {said}.",
+            hint="Is the name right? If the image is private, the node needs a login for the registry"
+            " (images.registries).",
+        )
+    if _any(words, _REGISTRY_AWAY):
+        return RegistryUnreachable(f"The registry of {reference} does not answer: {said}.")
+    if _any(words, _MISSING):
+        return ImageMissing(
+            f"There is no image {reference}: {said}.", hint="Is the name right, was it pushed?"
+        )
+    return RegistryUnreachable(f"The image {reference} could not be pulled: {said}.")
+
+
+def _any(text: str, parts: Sequence[str]) -> bool:
+    return any(part in text for part in parts)
+
+
+@dataclass
+class PullStory:
+    """What the lines of one pull have said so far."""
+
+    reference: str
+    digest: str | None = None
+    _layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> PullProgress:
+        """Sum what the layers have received and need."""
+        return PullProgress(
+            current=sum(current for current, _ in self._layers.values()),
+            total=sum(total for _, total in self._layers.values()),
+        )
+
+    def read(self, line: bytes) -> None:
+        """Take in one line; a complaint is raised as the error it means."""
+        said = _decoded(line)
+        if "error" in said or "errorDetail" in said:
+            raise refusal(self.reference, _complaint(said))
+        status = str(said.get("status", ""))
+        if status.startswith("Digest: "):
+            self.digest = status.removeprefix("Digest: ").strip()
+        elif status == "Downloading":
+            self._count(said)
+        elif status in {"Download complete", "Pull complete"} and said.get("id") in self._layers:
+            total = self._layers[said["id"]][1]
+            self._layers[said["id"]] = (total, total)
+
+    def _count(self, said: dict[str, Any]) -> None:
+        detail = said.get("progressDetail")
+        if not isinstance(detail, dict) or not isinstance(detail.get("current"), int):
+            return
+        current = detail["current"]
+        total = detail.get("total")
+        self._layers[str(said.get("id"))] = (current, total if isinstance(total, int) else current)
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _complaint(said: dict[str, Any]) -> str:
+    detail = said.get("errorDetail")
+    text = detail.get("message") if isinstance(detail, dict) else None
+    return str(text or said.get("error") or "no reason given")
+
+
+def verified_digest(image: ImageName, announced: str | None, repo_digests: Sequence[str]) -> str:
+    """Give the digest the pulled image must have, after checking that the engine has exactly that."""
+    expected = image.digest or announced
+    present = {entry.rpartition("@")[2] for entry in repo_digests}
+    if expected is None or not DIGEST.match(expected):
+        raise RegistryUnreachable(f"The pull of {image.name} ended without a digest to check it by.")
+    if image.digest is not None and announced not in {None, image.digest}:
+        raise ImageMissing(
+            f"The registry announced {one_line(str(announced))} where {image.digest} of {image.name} was asked for."
+        )
+    if expected not in present:
+        raise RegistryUnreachable(
+            f"The image {image.name} on this machine is not the one just pulled ({expected})."
+        )
+    return expected
+
+
+def known_digest(image: ImageName, repo_digests: Sequence[str]) -> str | None:
+    """Choose, of the digests an image is known by, the one under the name asked for."""
+    if image.digest is not None:
+        return image.digest
+    own = [
+        entry for entry in repo_digests if _plain_name(entry.rpartition("@")[0]) == _plain_name(image.name)
+    ]
+    entry = next(iter(own or repo_digests), None)
+    return entry.rpartition("@")[2] if entry else None
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("index.docker.io/").removeprefix("docker.io/").removeprefix("library/")

@@ -1,0 +1,160 @@
+"""What commands show: tables on a terminal, plain columns in a pipe, JSON when asked.
+
+Owns the looks. Must not know where the values come from. Image names and reasons come from outside, so nothing in
+them may steer the terminal.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import click
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_TIMES = ("received_at", "claimed_at", "started_at", "finished_at", "since", "written_at", "oldest_owed_at")
+_COLUMNS: Mapping[str, str] = {
+    "run_id": "run",
+    "task_id": "task",
+    "image": "image",
+    "status": "status",
+    "status_code": "code",
+    "received_at": "received",
+    "started_at": "started",
+    "finished_at": "finished",
+    "reason": "reason",
+}
+_LONGEST_CELL = 100
+
+
+class _Seen(Protocol):
+    """How an agent looks from outside (see the store's sighting)."""
+
+    @property
+    def running(self) -> bool: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def presence(self) -> Any: ...
+
+
+def plain(text: object) -> str:
+    """Give a text without characters that could steer a terminal."""
+    return _CONTROL.sub(" ", str(text))
+
+
+def moment(seconds: float | None) -> str:
+    """Write epoch seconds as UTC; empty when there is no such moment."""
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def as_json(value: object) -> str:
+    """Write a value as JSON for another program."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def with_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a row with its moments in ISO 8601."""
+    return {key: _iso(value) if key in _TIMES else value for key, value in row.items()}
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def run_rows(history: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Give the cells of the table of runs, its heading first."""
+    rows = [list(_COLUMNS.values())]
+    rows += [[_cell(key, run.get(key)) for key in _COLUMNS] for run in history]
+    return rows
+
+
+def _cell(key: str, value: Any) -> str:
+    text = moment(value) if key in _TIMES else plain("" if value is None else value)
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
+
+
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Show rows, the heading first."""
+    if click.get_text_stream("stdout").isatty():
+        _draw_rich(rows)
+    else:
+        _draw_plain(rows)
+
+
+def _draw_plain(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _draw_rich(rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*rows[0], box=box.SIMPLE_HEAD, header_style="bold")
+    for row in rows[1:]:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def status_facts(seen: _Seen) -> dict[str, Any]:
+    """Give how the agent is, for another program."""
+    said = seen.presence
+    facts = {} if said is None else {name: getattr(said, name) for name in said.__dataclass_fields__}
+    current = seen.running and said is not None and said.pid == seen.pid
+    return {
+        **with_times(facts),
+        "running": seen.running,
+        "pid": seen.pid,
+        "online": current and said.online,
+        "busy": current and said.working > 0,
+    }
+
+
+def status_lines(seen: _Seen) -> list[str]:
+    """Say how the agent is, a line for each thing."""
+    said = seen.presence
+    if not seen.running:
+        return [
+            "agent   not running",
+            *([] if said is None else [f"last    seen {moment(said.written_at)}", _owed(said)]),
+        ]
+    if said is None or said.pid != seen.pid:
+        return [f"agent   running (process {seen.pid}), still starting"]
+    return [
+        f"agent   running (process {seen.pid}, version {plain(said.version)}, since {moment(said.since)})"
+        + (", draining" if said.draining else ""),
+        f"node    {plain(said.node) or 'not known yet'}",
+        f"server  {'online' if said.online else 'offline'}{_because(said.server_problem)}",
+        f"engine  {'away' if said.engine_problem else 'fine'}{_because(said.engine_problem)}",
+        f"runs    {said.waiting} waiting, {said.working} working, {said.finished} ended since the start",
+        _owed(said),
+    ]
+
+
+def _because(problem: str) -> str:
+    return f": {plain(problem)}" if problem else ""
+
+
+def _owed(said: Any) -> str:
+    if not said.owed:
+        return "owed    nothing: the server has every final report"
+    return f"owed    {said.owed} final reports, the oldest since {moment(said.oldest_owed_at)}"
+
+
+def mark(verdict: str) -> str:
+    """Give the sign of a verdict, in colour where there is colour."""
+    signs: Mapping[str, Callable[[], str]] = {
+        "ok": lambda: click.style("✓", fg="green"),
+        "warning": lambda: click.style("!", fg="yellow"),
+        "fail": lambda: click.style("✗", fg="red"),
+    }
+    return signs[verdict]()

@@ -1,0 +1,59 @@
+"""What all tests share: places to write, an ordinary user, a clock, and the rule on missing machines."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.doubles.clock import ManualClock
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def quick_dir() -> Iterator[Path]:
+    """A folder in memory where there is one: syncing to disk is the slowest thing the store does."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(params=["root", "an ordinary user"])
+def own_dir(request: pytest.FixtureRequest, quick_dir: Path) -> Iterator[Path]:
+    """A folder of the user the test then runs as; once as root, once without any special right."""
+    if request.param == "root":
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        yield quick_dir
+        return
+    if os.geteuid() != 0:
+        yield quick_dir
+        return
+    os.chown(quick_dir, NOBODY, NOBODY)
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield quick_dir
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def missing() -> Callable[[str], NoReturn]:
+    """What a test says when the machine lacks what it needs: skipped here, a failure in CI."""
+
+    def say(what: str) -> NoReturn:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"missing in CI: {what}")
+        pytest.skip(f"missing: {what}")
+
+    return say

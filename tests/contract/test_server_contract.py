@@ -1,0 +1,546 @@
+"""What the agent expects of a coordinating server: held against the fake one always, and against the real one."""
+
+import base64
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import pytest
+import requests
+
+from node_agent.domain.messages import KillRequested, Message, ServerOffline, ServerOnline, TaskHinted
+from node_agent.domain.ports import FinalReport, OpenRun, ProxiedRequest, StatusChange
+from node_agent.domain.run import Run, RunId, Status
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import DatabaseRequest, TaskId
+from node_agent.errors import AccessDenied, RunClosed, RunFailed
+from node_agent.server.address import ServerAddress
+from node_agent.server.client import HttpServer
+from node_agent.server.exchange import Exchange
+from node_agent.server.listener import SocketListener
+from node_agent.server.tokens import Tokens
+from tests.doubles.fake_server import Created, FakeServer
+from tests.lab.vantage6 import COLLABORATION, RealServer, ServerError
+
+AT = 1_700_000_000.0
+IMAGE = "registry.example.org/some/image:1"
+
+
+# --- a server as its users see it -----------------------------------------------------------------------------
+
+
+class Stage(Protocol):
+    """A server with one node, and what users do there."""
+
+    url: str
+    api_key: str
+
+    def create_task(self, text: str, databases: Sequence[Mapping[str, Any]] = ()) -> Created:
+        """Create a task with this text as its input."""
+
+    def kill(self, task_id: int) -> None:
+        """Kill a task."""
+
+    def delete(self, task_id: int) -> None:
+        """Delete a task."""
+
+    def run(self, run_id: int) -> dict[str, Any]:
+        """Give status, log, started_at and finished_at of a run, as users see them, and its result."""
+
+    def node_status(self) -> str | None:
+        """Say whether the node counts as present."""
+
+
+class FakeStage:
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self.url, self.api_key = server.url, server.api_key
+
+    def create_task(self, text: str, databases: Sequence[Mapping[str, Any]] = ()) -> Created:
+        return self.server.create_task(image=IMAGE, input=text, databases=databases)
+
+    def kill(self, task_id: int) -> None:
+        self.server.kill(task_id)
+
+    def delete(self, task_id: int) -> None:
+        self.server.delete(task_id)
+
+    def run(self, run_id: int) -> dict[str, Any]:
+        run = self.server.run(run_id)
+        fields = ("status", "log", "result", "started_at", "finished_at")
+        return {name: getattr(run, name) for name in fields}
+
+    def node_status(self) -> str | None:
+        return self.server.node().status
+
+
+class RealStage:
+    def __init__(self, server: RealServer) -> None:
+        self.server = server
+        self.url, self.api_key = server.url, server.api_keys["alpha"]
+        login = {"username": "alpha", "password": server.passwords["alpha"]}
+        tokens = requests.post(f"{self.url}/token/user", json=login, timeout=30).json()
+        self._headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+
+    def create_task(self, text: str, databases: Sequence[Mapping[str, Any]] = ()) -> Created:
+        organization = {"id": self.server.organization_ids["alpha"], "input": text}
+        body = {
+            "name": "t",
+            "image": IMAGE,
+            "organizations": [organization],
+            "collaboration_id": self.server.collaboration_id,
+            "databases": list(databases),
+        }
+        task_id = self._call("POST", "task", json=body)["id"]
+        runs = self._call("GET", f"run?task_id={task_id}")["data"]
+        return Created(task_id, tuple(run["id"] for run in runs))
+
+    def kill(self, task_id: int) -> None:
+        self._call("POST", "kill/task", json={"id": task_id})
+
+    def delete(self, task_id: int) -> None:
+        self._call("DELETE", f"task/{task_id}")
+
+    def run(self, run_id: int) -> dict[str, Any]:
+        result = self._call("GET", f"result/{run_id}")["result"]
+        return self._call("GET", f"run/{run_id}") | {"result": result}
+
+    def node_status(self) -> str | None:
+        status: str | None = self._call("GET", f"node/{self.server.node_ids['alpha']}")["status"]
+        return status
+
+    def _call(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+        answer = requests.request(method, f"{self.url}/{path}", headers=self._headers, timeout=30, **rest)
+        assert answer.ok, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.interop)])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    if request.param == "fake":
+        with FakeServer() as server:
+            yield FakeStage(server)
+        return
+    with real_server() as real:
+        yield RealStage(real)
+
+
+def real_server() -> AbstractContextManager[RealServer]:
+    try:
+        return RealServer(("alpha",))
+    except ServerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+# --- the agent's side -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Agent:
+    address: ServerAddress
+    tokens: Tokens
+    server: HttpServer
+
+
+@pytest.fixture(scope="module")
+def agent(stage: Stage) -> Iterator[Agent]:
+    found = agent_at(stage.url, stage.api_key)
+    yield found
+    found.server.close()
+
+
+def agent_at(url: str, api_key: str) -> Agent:
+    address = ServerAddress.of(url)
+    exchange = Exchange(address)
+    tokens = Tokens(exchange, Secret(api_key))
+    return Agent(address, tokens, HttpServer(exchange, tokens))
+
+
+class Mailbox:
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._changed = threading.Condition()
+
+    def post(self, message: Message) -> None:
+        with self._changed:
+            self.messages.append(message)
+            self._changed.notify_all()
+
+    def wait_for(self, message: Message) -> None:
+        self.wait_until(lambda: message in self.messages)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, timeout=15), self.messages
+
+
+class Connected:
+    """A listener that is online as long as the block lasts."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.mailbox = Mailbox()
+        self.listener = SocketListener(
+            agent.address, agent.tokens, agent.server.identify(), self.mailbox.post
+        )
+
+    def __enter__(self) -> Self:
+        self.listener.start()
+        self.mailbox.wait_for(ServerOnline())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.stop()
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def only(runs: Iterator[OpenRun]) -> OpenRun:
+    (run,) = runs
+    return run
+
+
+def create(stage: Stage, content: bytes = b"{}") -> tuple[TaskId, RunId]:
+    created = stage.create_task(b64(content))
+    return TaskId(created.task_id), RunId(created.run_ids[0])
+
+
+def final(
+    status: Status = Status.COMPLETED, result: Path | None = None, log: Path | None = None
+) -> FinalReport:
+    return FinalReport(
+        status=status, result=result, log=log, started_at=AT, finished_at=AT + 60, init_org_id=None
+    )
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+# --- login ----------------------------------------------------------------------------------------------------
+
+
+def test_the_node_learns_who_it_is(agent: Agent) -> None:
+    identity = agent.server.identify()
+    assert identity.node_id > 0
+    assert identity.organization_name == "alpha"
+    assert identity.collaboration_name in {"fake", COLLABORATION}
+    assert identity.encrypted is False
+
+
+@pytest.mark.parametrize("key", ["2d1c1ba4-6a0e-4d39-a4f7-6c2f2b1f0d11", "no uuid"])
+def test_a_wrong_api_key_is_access_denied_and_names_the_setting(stage: Stage, key: str) -> None:
+    stranger = agent_at(stage.url, key)
+    with pytest.raises(AccessDenied) as caught:
+        stranger.server.identify()
+    assert "server.api_key" in str(caught.value)
+    assert key not in str(caught.value)
+    stranger.server.close()
+
+
+def test_a_refused_token_is_renewed_and_the_new_one_works(agent: Agent) -> None:
+    before = agent.tokens.access_token()
+    after = agent.tokens.renew(before)
+    assert after != before
+    assert agent.tokens.renew(before) == after
+    agent.server.identify()
+
+
+# --- listing --------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_listed_as_it_was_created(stage: Stage, agent: Agent) -> None:
+    wanted = {
+        "label": "default",
+        "query": "select 1",
+        "sheet_name": "s",
+        "preprocessing": [{"function": "f", "parameters": {"a": 1}}],
+        "arguments": {"x": [1, 2]},
+    }
+    created = stage.create_task(b64(b'{"method": "m"}'), [wanted, {"label": "other"}])
+    run = only(agent.server.open_runs(TaskId(created.task_id)))
+    assert run.id == created.run_ids[0]
+    assert run.fault == ""
+    assert run.input == b'{"method": "m"}'
+    assert run.status is Status.PENDING
+    assert run.claimed_at is None
+    assert (int(run.task.id), int(run.task.job_id)) == (created.task_id, created.task_id)
+    assert run.task.image == IMAGE
+    assert run.task.collaboration_id == agent.server.identify().collaboration_id
+    assert run.task.init_org_id == agent.server.identify().organization_id
+    assert run.task.parent_id is None
+    assert run.task.databases == (
+        DatabaseRequest(
+            label="default",
+            query="select 1",
+            sheet_name="s",
+            preprocessing=({"function": "f", "parameters": {"a": 1}},),
+            arguments={"x": [1, 2]},
+        ),
+        DatabaseRequest(label="other"),
+    )
+
+
+def test_the_listing_is_complete_over_several_pages_and_oldest_first(stage: Stage, agent: Agent) -> None:
+    created = [create(stage)[1] for _ in range(53)]
+    listed = [run.id for run in agent.server.open_runs()]
+    assert listed == sorted(listed)
+    assert set(created) <= set(listed)
+
+
+def test_a_finished_run_is_not_listed_and_not_open(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    assert agent.server.is_open(run_id)
+    agent.server.report(run_id, final())
+    assert not agent.server.is_open(run_id)
+    assert list(agent.server.open_runs(task_id)) == []
+
+
+def test_a_deleted_run_is_not_open(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    stage.delete(task_id)
+    assert not agent.server.is_open(run_id)
+
+
+# --- updates --------------------------------------------------------------------------------------------------
+
+
+def test_a_claimed_run_is_initializing_and_has_its_start(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    agent.server.claim(run_id, at=AT)
+    assert stage.run(run_id)["status"] == "initializing"
+    run = only(agent.server.open_runs(task_id))
+    assert (run.claimed_at, run.status) == (AT, Status.INITIALIZING)
+
+
+def test_a_claim_may_be_repeated(stage: Stage, agent: Agent) -> None:
+    _, run_id = create(stage)
+    agent.server.claim(run_id, at=AT)
+    agent.server.claim(run_id, at=AT)
+    assert stage.run(run_id)["status"] == "initializing"
+
+
+def test_an_announced_status_is_kept_and_leaves_the_start_alone(stage: Stage, agent: Agent) -> None:
+    _, run_id = create(stage)
+    agent.server.claim(run_id, at=AT)
+    agent.server.announce(run_id, Status.ACTIVE)
+    assert stage.run(run_id)["status"] == "active"
+    assert stage.run(run_id)["started_at"] is not None
+
+
+def test_a_report_delivers_everything_in_one_message(stage: Stage, agent: Agent, tmp_path: Path) -> None:
+    _, run_id = create(stage)
+    result = write(tmp_path / "result", bytes(range(256)) * 401)
+    log = write(tmp_path / "log", 'line "1"\n\tpäng 🎉 \\'.encode() + b"\xff\x00\n")
+    agent.server.report(run_id, final(result=result, log=log))
+    run = stage.run(run_id)
+    assert run["status"] == "completed"
+    assert base64.b64decode(run["result"]) == result.read_bytes()
+    assert run["log"] == 'line "1"\n\tpäng 🎉 \\��\n'
+    assert run["started_at"] is not None
+    assert run["finished_at"] is not None
+
+
+def test_a_report_without_files_leaves_empty_texts(stage: Stage, agent: Agent) -> None:
+    _, run_id = create(stage)
+    agent.server.report(run_id, final(Status.NOT_ALLOWED))
+    run = stage.run(run_id)
+    assert (run["status"], run["result"], run["log"]) == ("not allowed", "", "")
+
+
+@pytest.mark.parametrize("status", [s for s in Status if s not in {Status.PENDING, Status.INITIALIZING}])
+def test_every_status_is_accepted_as_it_is_written(stage: Stage, agent: Agent, status: Status) -> None:
+    _, run_id = create(stage)
+    agent.server.report(run_id, final(status))
+    assert stage.run(run_id)["status"] == status
+
+
+@pytest.mark.parametrize("at", [AT, AT + 0.5, AT + 0.000001])
+def test_times_are_accepted_with_and_without_a_fraction(stage: Stage, agent: Agent, at: float) -> None:
+    task_id, run_id = create(stage)
+    agent.server.claim(run_id, at=at)
+    assert only(agent.server.open_runs(task_id)).claimed_at == pytest.approx(at, abs=1e-6)
+
+
+def test_an_update_without_result_or_log_erases_them(stage: Stage, agent: Agent) -> None:
+    _, run_id = create(stage)
+    patch(agent, run_id, {"result": "AA==", "log": "text"})
+    assert stage.run(run_id)["log"] == "text"
+    agent.server.announce(run_id, Status.ACTIVE)
+    run = stage.run(run_id)
+    assert (run["result"], run["log"]) == (None, None)
+
+
+def test_a_finished_run_refuses_every_update(stage: Stage, agent: Agent) -> None:
+    _, run_id = create(stage)
+    agent.server.report(run_id, final())
+    with pytest.raises(RunClosed):
+        agent.server.claim(run_id, at=AT)
+    with pytest.raises(RunClosed):
+        agent.server.announce(run_id, Status.ACTIVE)
+    with pytest.raises(RunClosed):
+        agent.server.report(run_id, final(Status.CRASHED))
+    assert stage.run(run_id)["status"] == "completed"
+
+
+def test_the_same_report_may_be_repeated(stage: Stage, agent: Agent) -> None:
+    _, run_id = create(stage)
+    agent.server.report(run_id, final())
+    agent.server.report(run_id, final())
+    assert stage.run(run_id)["status"] == "completed"
+
+
+def test_a_killed_run_refuses_the_report_and_stays_killed(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    stage.kill(task_id)
+    with pytest.raises(RunClosed):
+        agent.server.report(run_id, final())
+    assert stage.run(run_id)["status"] == "killed by user"
+
+
+def test_a_deleted_run_refuses_every_update(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    stage.delete(task_id)
+    with pytest.raises(RunClosed):
+        agent.server.claim(run_id, at=AT)
+    with pytest.raises(RunClosed):
+        agent.server.report(run_id, final())
+
+
+def patch(agent: Agent, run_id: RunId, body: Mapping[str, str]) -> None:
+    headers = {"Authorization": f"Bearer {agent.tokens.access_token().reveal()}"}
+    requests.patch(
+        f"{agent.address.rest}/run/{run_id}", json=body, headers=headers, timeout=30
+    ).raise_for_status()
+
+
+# --- containers -----------------------------------------------------------------------------------------------
+
+
+def test_a_container_token_lets_the_algorithm_ask(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    agent.server.claim(run_id, at=AT)
+    token = agent.server.container_token(task_id, IMAGE)
+    assert ask(agent, token, "GET", f"task/{task_id}/status") == (200, {"status": "initializing"})
+
+
+def test_an_algorithm_creates_a_subtask(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    agent.server.claim(run_id, at=AT)
+    token = agent.server.container_token(task_id, IMAGE)
+    me = agent.server.identify()
+    body = (
+        f'{{"name": "s", "image": "{IMAGE}", "collaboration_id": {me.collaboration_id},'
+        f' "organizations": [{{"id": {me.organization_id}, "input": "{b64(b"{}")}"}}], "databases": []}}'
+    )
+    status, task = ask(agent, token, "POST", "task", body=body.encode())
+    assert status == 201
+    subtask = only(agent.server.open_runs(TaskId(task["id"])))
+    assert subtask.task.parent_id == task_id
+    assert int(subtask.task.job_id) == task_id
+
+
+def test_an_algorithm_sees_the_servers_own_refusal(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    token = agent.server.container_token(task_id, IMAGE)
+    status, body = ask(agent, token, "GET", "task/999999")
+    assert status == 404
+    assert "999999" in body["msg"]
+
+
+def test_an_algorithm_pages_through_results(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    token = agent.server.container_token(task_id, IMAGE)
+    status, body = ask(agent, token, "GET", "result", query=f"task_id={task_id}&page=1")
+    assert status == 200
+    assert [element["result"] for element in body["data"]] == [None]
+
+
+def test_no_token_for_a_finished_task(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    stage.kill(task_id)
+    with pytest.raises(RunClosed):
+        agent.server.container_token(task_id, IMAGE)
+
+
+def test_no_token_for_a_deleted_task(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    stage.delete(task_id)
+    with pytest.raises(RunClosed):
+        agent.server.container_token(task_id, IMAGE)
+
+
+def test_no_token_for_another_image(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    with pytest.raises(RunFailed, match="could not obtain algorithm container token"):
+        agent.server.container_token(task_id, "another/image:2")
+
+
+def ask(
+    agent: Agent, token: Secret, method: str, path: str, *, query: str = "", body: bytes = b""
+) -> tuple[int, Any]:
+    request = ProxiedRequest(method=method, path=path, query=query, token=token, body=body)
+    response = agent.server.forward(request)
+    answer = json.loads(response.body)
+    assert response.content_type.startswith("application/json")
+    return response.status, answer
+
+
+# --- socket ---------------------------------------------------------------------------------------------------
+
+
+def test_the_node_is_present_while_connected(stage: Stage, agent: Agent) -> None:
+    with Connected(agent) as connected:
+        poll(lambda: stage.node_status() == "online")
+        connected.listener.ping()
+    poll(lambda: stage.node_status() == "offline")
+    assert isinstance(connected.mailbox.messages[-1], ServerOffline)
+
+
+def test_a_new_task_is_hinted(stage: Stage, agent: Agent) -> None:
+    with Connected(agent) as connected:
+        poll(lambda: stage.node_status() == "online")  # rooms are joined after `sync`
+        task_id, _ = create(stage)
+        connected.mailbox.wait_for(TaskHinted(task_id))
+
+
+def test_a_kill_names_the_runs_of_this_node(stage: Stage, agent: Agent) -> None:
+    task_id, run_id = create(stage)
+    with Connected(agent) as connected:
+        poll(lambda: stage.node_status() == "online")
+        stage.kill(task_id)
+        connected.mailbox.wait_for(KillRequested(frozenset({run_id})))
+
+
+def test_what_the_node_tells_is_no_trouble_for_the_connection(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    open_run = only(agent.server.open_runs(task_id))
+    run = Run(id=open_run.id, task=open_run.task, received_at=AT)
+    with Connected(agent) as connected:
+        connected.listener.tell_node(
+            {"database_labels": ["default"], "database_types": {"db_type_default": "csv"}}
+        )
+        connected.listener.tell_status(StatusChange(run=run, status=Status.ACTIVE))
+        connected.listener.ping()
+        next_task, _ = create(stage)
+        connected.mailbox.wait_for(TaskHinted(next_task))
+        assert connected.listener.online
+
+
+def poll(condition: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(200):
+        if condition():
+            return
+        waiting.wait(0.05)
+    raise AssertionError("it did not happen in time")

@@ -1,0 +1,426 @@
+"""In-memory stand-ins for the ports of the core: a server's book, an engine's book, a channel, pools under control.
+
+Nothing here opens a socket, starts a thread or sleeps. Faults are scripted: the next calls of a name raise what they
+were told to raise. A `Fuse` can stop the world before or after any call of any port.
+"""
+
+import queue
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from node_agent.domain.container import (
+    ContainerReport,
+    ContainerSpec,
+    Mount,
+    Phase,
+    PinnedImage,
+    PullProgress,
+)
+from node_agent.domain.contract import DATA_FOLDER, task_folder
+from node_agent.domain.database import Database
+from node_agent.domain.lifecycle import StepResult
+from node_agent.domain.messages import Message, StepDone
+from node_agent.domain.ports import (
+    FinalReport,
+    NodeIdentity,
+    OpenRun,
+    ProxiedRequest,
+    ProxiedResponse,
+    StatusChange,
+)
+from node_agent.domain.run import ContainerId, Run, RunId, Status
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
+from node_agent.errors import (
+    ContainerLost,
+    DatabaseMissing,
+    ImageMissing,
+    RegistryUnreachable,
+    RunClosed,
+)
+
+IMAGE = "registry.example.org/approved/average"
+DIGEST = "sha256:" + "a" * 64
+
+
+class PowerCut(BaseException):
+    """The world stops here; nothing may catch it."""
+
+
+class Fuse:
+    """Counts the calls at the edges and stops the world at one of them."""
+
+    def __init__(self, *, blows_at: int | None = None) -> None:
+        self.places: list[str] = []
+        self._blows_at = blows_at
+
+    def pass_(self, place: str) -> None:
+        if self._blows_at == len(self.places):
+            raise PowerCut(place)
+        self.places.append(place)
+
+
+class Fused:
+    """A port behind a fuse: the world may stop just before and just after each of its calls."""
+
+    def __init__(self, name: str, port: Any, fuse: Fuse) -> None:
+        self._name = name
+        self._port = port
+        self._fuse = fuse
+
+    def __getattr__(self, call: str) -> Any:
+        method = getattr(self._port, call)
+
+        def fused(*args: Any, **kwargs: Any) -> Any:
+            self._fuse.pass_(f"before {self._name}.{call}")
+            answer = method(*args, **kwargs)
+            self._fuse.pass_(f"after {self._name}.{call}")
+            return answer
+
+        return fused
+
+
+class Faults:
+    """What the next calls raise, by the name of the call."""
+
+    def __init__(self) -> None:
+        self._planned: dict[str, deque[Exception]] = defaultdict(deque)
+
+    def plan(self, call: str, error: Exception, *, times: int = 1) -> None:
+        self._planned[call].extend([error] * times)
+
+    def meet(self, call: str) -> None:
+        if self._planned[call]:
+            raise self._planned[call].popleft()
+
+
+# --- values ---------------------------------------------------------------------------------------------------
+
+
+def make_task(number: int = 1, **changes: Any) -> Task:
+    usual = Task(
+        id=TaskId(number),
+        job_id=JobId(7),
+        image=IMAGE,
+        collaboration_id=1,
+        init_org_id=OrganizationId(3),
+    )
+    return replace(usual, **changes)
+
+
+def make_run(number: int = 1, **changes: Any) -> Run:
+    usual = Run(id=RunId(number), task=make_task(number), received_at=1_700_000_000.0)
+    return replace(usual, **changes)
+
+
+def make_open_run(number: int = 1, **changes: Any) -> OpenRun:
+    usual = OpenRun(id=RunId(number), task=make_task(number), input=b'{"method": "average"}')
+    return replace(usual, **changes)
+
+
+# --- server ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A final report as it arrived: the files are read, since the agent deletes them."""
+
+    status: Status
+    result: bytes | None
+    log: str
+    started_at: float
+    finished_at: float
+
+
+@dataclass
+class Entry:
+    """One run in the server's book."""
+
+    listed: OpenRun
+    status: Status = Status.PENDING
+    said: list[Status] = field(default_factory=list)
+    accepted: list[Delivered] = field(default_factory=list)
+    closed: bool = False
+
+
+class ServerBook:
+    """The coordinating server: a book of runs that refuses updates of closed ones."""
+
+    def __init__(self) -> None:
+        self.entries: dict[RunId, Entry] = {}
+        self.faults = Faults()
+        self.tokens_given = 0
+        self.hidden: set[RunId] = set()
+        """Open runs that the next listings do not show, as when a page shifts."""
+
+    def add(self, listed: OpenRun) -> None:
+        self.entries[listed.id] = Entry(listed)
+
+    def close(self, run_id: RunId) -> None:
+        self.entries[run_id].closed = True
+        self.entries[run_id].status = Status.KILLED
+
+    def identify(self) -> NodeIdentity:
+        return NodeIdentity(
+            node_id=1,
+            node_name="alpha",
+            organization_id=OrganizationId(3),
+            organization_name="Alpha",
+            collaboration_id=1,
+            collaboration_name="Together",
+            encrypted=False,
+        )
+
+    def open_runs(self, task_id: TaskId | None = None) -> Iterator[OpenRun]:
+        self.faults.meet("open_runs")
+        for run_id, entry in sorted(self.entries.items()):
+            wanted = task_id is None or entry.listed.task.id == task_id
+            if wanted and not entry.closed and run_id not in self.hidden:
+                yield replace(entry.listed, status=entry.status)
+
+    def is_open(self, run_id: RunId) -> bool:
+        self.faults.meet("is_open")
+        return run_id in self.entries and not self.entries[run_id].closed
+
+    def claim(self, run_id: RunId, *, at: float) -> None:
+        self.faults.meet("claim")
+        self._open_entry(run_id).status = Status.INITIALIZING
+        self.entries[run_id].said.append(Status.INITIALIZING)
+
+    def announce(self, run_id: RunId, status: Status) -> None:
+        self.faults.meet("announce")
+        self._open_entry(run_id).status = status
+        self.entries[run_id].said.append(status)
+
+    def container_token(self, task_id: TaskId, image: str) -> Secret:
+        self.faults.meet("container_token")
+        self.tokens_given += 1
+        return Secret(f"container-token-{self.tokens_given}")
+
+    def report(self, run_id: RunId, final: FinalReport) -> None:
+        self.faults.meet("report")
+        entry = self._open_entry(run_id)
+        entry.accepted.append(
+            Delivered(
+                status=final.status,
+                result=final.result.read_bytes() if final.result else None,
+                log=final.log.read_text() if final.log else "",
+                started_at=final.started_at,
+                finished_at=final.finished_at,
+            )
+        )
+        entry.status = final.status
+        entry.closed = True
+
+    def forward(self, request: ProxiedRequest) -> ProxiedResponse:
+        return ProxiedResponse(status=200, content_type="application/json", body=b"{}")
+
+    def _open_entry(self, run_id: RunId) -> Entry:
+        if not self.is_open(run_id):
+            raise RunClosed(f"Run {run_id} is closed.")
+        return self.entries[run_id]
+
+
+class ChannelBook:
+    """The socket's sending side: remembers what was said."""
+
+    def __init__(self) -> None:
+        self.pings = 0
+        self.statuses: list[tuple[RunId, Status]] = []
+        self.facts: list[Any] = []
+
+    def ping(self) -> None:
+        self.pings += 1
+
+    def tell_status(self, change: StatusChange) -> None:
+        self.statuses.append((change.run.id, change.status))
+
+    def tell_node(self, facts: Any) -> None:
+        self.facts.append(facts)
+
+
+# --- engine ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Box:
+    """One container in the engine's book."""
+
+    spec: ContainerSpec
+    phase: Phase = Phase.CREATED
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    log: bytes = b""
+
+
+class EngineBook:
+    """The container engine: images by reference, containers by id, and how often each run was started."""
+
+    def __init__(self) -> None:
+        self.local: dict[str, PinnedImage] = {}
+        self.registry: dict[str, PinnedImage] = {IMAGE: PinnedImage(image_id="image-1", digest=DIGEST)}
+        self.registry_away = False
+        self.boxes: dict[ContainerId, Box] = {}
+        self.starts: dict[RunId, int] = defaultdict(int)
+        self.made = 0
+        self.faults = Faults()
+
+    def find_image(self, reference: str) -> PinnedImage | None:
+        self.faults.meet("find_image")
+        return self.local.get(reference)
+
+    def registry_digest(self, reference: str) -> str:
+        self.faults.meet("registry_digest")
+        return self.registry[reference].digest or ""
+
+    def pull_image(
+        self, reference: str, *, wanted: Callable[[], bool], progress: Callable[[PullProgress], None]
+    ) -> PinnedImage:
+        self.faults.meet("pull_image")
+        if self.registry_away:
+            raise RegistryUnreachable("The registry does not answer.")
+        progress(PullProgress(current=1, total=2))
+        if not wanted():
+            raise RunClosed("The pull is not wanted any more.")
+        if reference not in self.registry:
+            raise ImageMissing(f"The registry has no {reference}.")
+        self.local[reference] = self.registry[reference]
+        return self.local[reference]
+
+    def ensure_container(self, spec: ContainerSpec) -> ContainerId:
+        self.faults.meet("ensure_container")
+        for container, box in self.boxes.items():
+            if box.spec.name == spec.name:
+                return container
+        self.made += 1
+        container = ContainerId(f"container-{self.made}")
+        self.boxes[container] = Box(spec)
+        return container
+
+    def ensure_started(self, container: ContainerId) -> None:
+        self.faults.meet("ensure_started")
+        if container not in self.boxes:
+            raise ContainerLost("The container is gone.")
+        box = self.boxes[container]
+        if box.phase is Phase.CREATED:
+            box.phase = Phase.RUNNING
+            self.starts[_run_of(box)] += 1
+
+    def inspect(self, container: ContainerId) -> ContainerReport | None:
+        self.faults.meet("inspect")
+        return self._report(container) if container in self.boxes else None
+
+    def stop(self, container: ContainerId) -> None:
+        self.faults.meet("stop")
+        box = self.boxes.get(container)
+        if box is not None and box.phase is Phase.RUNNING:
+            box.phase, box.exit_code = Phase.EXITED, 137
+
+    def find_container(self, run_id: RunId) -> ContainerId | None:
+        self.faults.meet("find_container")
+        found = [container for container, box in self.boxes.items() if box.spec.run_id == run_id]
+        return found[0] if found else None
+
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
+        self.faults.meet("copy_log")
+        if container in self.boxes:
+            into.write(self.boxes[container].log[:limit])
+
+    def remove(self, container: ContainerId) -> None:
+        self.faults.meet("remove")
+        self.boxes.pop(container, None)
+
+    def list_containers(self) -> tuple[ContainerReport, ...]:
+        self.faults.meet("list_containers")
+        return tuple(self._report(container) for container in self.boxes)
+
+    def events(self) -> Iterator[RunId]:
+        return iter(())
+
+    def box_of(self, run_id: RunId) -> Box:
+        return next(box for box in self.boxes.values() if box.spec.run_id == run_id)
+
+    def finish(self, run_id: RunId, *, output: bytes = b"42", exit_code: int = 0, log: bytes = b"") -> None:
+        """Let the algorithm of a run write its output and end."""
+        box = self.box_of(run_id)
+        (data_mount(box.spec) / task_folder(run_id) / "output").write_bytes(output)
+        box.phase, box.exit_code, box.log = Phase.EXITED, exit_code, log
+
+    def _report(self, container: ContainerId) -> ContainerReport:
+        box = self.boxes[container]
+        return ContainerReport(
+            id=container,
+            run_id=box.spec.run_id,
+            phase=box.phase,
+            exit_code=box.exit_code,
+            out_of_memory=box.out_of_memory,
+        )
+
+
+def data_mount(spec: ContainerSpec) -> Path:
+    """Give the host's side of a container's data folder."""
+    mounts: dict[str, Mount] = {mount.target: mount for mount in spec.mounts}
+    return Path(mounts[DATA_FOLDER].source)
+
+
+def _run_of(box: Box) -> RunId:
+    assert box.spec.run_id is not None
+    return box.spec.run_id
+
+
+class ConfiguredDatabases:
+    """The configured databases, all readable without a group."""
+
+    def __init__(self, *databases: Database) -> None:
+        self._databases = {database.label: database for database in databases}
+
+    def choose(self, requests: Iterable[DatabaseRequest]) -> tuple[Database, ...]:
+        try:
+            return tuple(self._databases[request.label] for request in requests)
+        except KeyError as error:
+            raise DatabaseMissing(f"This node has no database {error}.") from error
+
+    def groups(self, databases: Iterable[Database]) -> tuple[int, ...]:
+        return tuple(1000 + index for index, _ in enumerate(databases))
+
+
+# --- pools ----------------------------------------------------------------------------------------------------
+
+
+class EagerPool:
+    """Does each step at once, in the control thread."""
+
+    def __init__(self, do: Callable[[str, Run], StepDone], mailbox: "queue.SimpleQueue[Message]") -> None:
+        self._do = do
+        self._mailbox = mailbox
+
+    def submit(self, step: str, run: Run) -> None:
+        self._mailbox.put(self._do(step, run))
+
+
+class PatientPool:
+    """Holds each step until the test says what came of it."""
+
+    def __init__(self, mailbox: "queue.SimpleQueue[Message]") -> None:
+        self._mailbox = mailbox
+        self.in_flight: dict[RunId, tuple[str, Run]] = {}
+        self.history: list[tuple[RunId, str]] = []
+
+    def submit(self, step: str, run: Run) -> None:
+        assert run.id not in self.in_flight, f"two steps of run {run.id} at once"
+        self.in_flight[run.id] = (step, run)
+        self.history.append((run.id, step))
+
+    def step_of(self, run_id: int) -> str | None:
+        return self.in_flight[RunId(run_id)][0] if RunId(run_id) in self.in_flight else None
+
+    def succeed(self, run_id: int, result: StepResult) -> None:
+        step, _ = self.in_flight.pop(RunId(run_id))
+        self._mailbox.put(StepDone(RunId(run_id), step, result, None))
+
+    def fail(self, run_id: int, error: BaseException) -> None:
+        step, _ = self.in_flight.pop(RunId(run_id))
+        self._mailbox.put(StepDone(RunId(run_id), step, None, error))

@@ -1,0 +1,302 @@
+"""The proxy on a real port, called by many at once and by the official algorithm client."""
+
+import json
+import os
+import socket
+import threading
+from base64 import b64encode
+from hashlib import sha256
+from urllib.parse import parse_qs
+
+import pytest
+import requests
+
+from node_agent.domain.ports import ProxiedResponse
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import TaskId
+from node_agent.errors import ConfigError
+from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.server import ProxyServer
+from node_agent.server.address import ServerAddress
+from node_agent.server.client import HttpServer
+from node_agent.server.exchange import Exchange
+from node_agent.server.tokens import Tokens
+from tests.lab.client import ClientWorker
+from tests.lab.engine import EngineError, engine
+from tests.lab.images import tools_image
+from tests.lab.vantage6 import RealServer
+
+RUN = 7
+RESULT = b64encode(b'{"a": 1}').decode()
+
+
+def part(value):
+    return b64encode(json.dumps(value).encode()).decode().rstrip("=").replace("+", "-").replace("/", "_")
+
+
+def container_token(**claims):
+    """A token of the shape the algorithm client takes apart; its signature is nobody's."""
+    subject = {"image": "i", "databases": [], "node_id": 4, "collaboration_id": 1, "organization_id": 2}
+    return f"{part({'alg': 'HS256', 'typ': 'JWT'})}.{part({'sub': subject | claims})}.{part('signature')}"
+
+
+TOKEN = container_token()
+
+
+def json_answer(value, status=200):
+    return ProxiedResponse(status=status, content_type="application/json", body=json.dumps(value).encode())
+
+
+def page_of(query, pages):
+    page = int(parse_qs(query).get("page", ["1"])[0])
+    links = {"next": "more"} if page < pages else {}
+    return {"data": [{"id": page, "result": RESULT, "blob_storage_used": False}], "links": links}
+
+
+class StubServer:
+    """Answers as the real server does, as far as the algorithm client looks."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, request):
+        self.seen.append(f"{request.method} {request.path}")
+        if request.method == "POST":
+            return json_answer({"id": 5, "runs": "/api/run?task_id=5"}, 201)
+        answers = {
+            "blobstream/status": {"blob_store_enabled": False},
+            "task/5/status": {"status": "completed"},
+            "vpn/algorithm/addresses": {"addresses": [{"ip": "10.76.0.2", "port": 49200}]},
+            "result/1": {"id": 1, "result": RESULT, "blob_storage_used": False},
+            "version": {"version": "4.15.2"},
+        }
+        if request.path in {"run", "result", "organization", "study"}:
+            return json_answer(page_of(request.query, pages=3))
+        if request.path == "run/99":
+            return json_answer({"msg": "Run id=99 not found!"}, 404)
+        return json_answer(answers.get(request.path, {"id": 1, "public_key": ""}))
+
+
+class Served:
+    """A proxy that listens on loopback."""
+
+    def __init__(self, forward, token=TOKEN, **settings):
+        self.subtasks = []
+        self._digest = sha256(token.encode()).hexdigest()
+        app = ProxyApp(forward=forward, run_of_token=self._run_of, on_subtask=self.subtasks.append)
+        self.server = ProxyServer(app, address="127.0.0.1", port=0, **settings)
+
+    def _run_of(self, digest):
+        return RUN if digest == self._digest else None
+
+    def __enter__(self):
+        self.server.start()
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        return self
+
+    def __exit__(self, *_):
+        self.server.stop()
+
+
+def speak(method, url, **more):
+    return requests.request(method, url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=20, **more)
+
+
+def test_a_call_goes_through_and_other_calls_are_refused():
+    with Served(StubServer()) as proxy:
+        assert speak("GET", f"{proxy.url}/run/99").json() == {"msg": "Run id=99 not found!"}
+        assert speak("GET", f"{proxy.url}/user/1").status_code == 404
+        assert requests.get(f"{proxy.url}/run/1", timeout=5).status_code == 401
+        assert requests.get(f"{proxy.url}/version", timeout=5).json() == {"version": "4.15.2"}
+
+
+def test_the_answer_does_not_say_what_serves_it():
+    with Served(StubServer()) as proxy:
+        assert "Server" not in requests.get(f"{proxy.url}/version", timeout=5).headers
+
+
+def test_many_containers_are_served_at_once():
+    together = threading.Barrier(8)
+
+    def meet(request):
+        together.wait(timeout=20)  # passed only when all are inside at the same time
+        return json_answer({})
+
+    answers = []
+    with Served(meet) as proxy:
+        callers = [
+            threading.Thread(target=lambda: answers.append(speak("GET", f"{proxy.url}/task/1").status_code))
+            for _ in range(8)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert answers == [200] * 8
+
+
+@pytest.mark.parametrize("size", [1001, 5_000_000])
+def test_a_body_over_the_bound_is_answered_in_json(size):
+    with Served(StubServer(), max_body=1000) as proxy:
+        response = speak("POST", f"{proxy.url}/task", data=b"x" * size)
+    assert response.status_code == 413
+    assert "msg" in response.json()
+
+
+def test_nonsense_on_the_line_is_answered_and_the_next_call_is_served():
+    with Served(StubServer()) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.server.port), timeout=5) as line:
+            line.sendall(b"\x00\x01 nonsense\r\n\r\n")
+            assert line.recv(1000).startswith(b"HTTP/1.0 400")
+        assert requests.get(f"{proxy.url}/version", timeout=5).status_code == 200
+
+
+def test_a_port_in_use_is_an_error_that_names_the_port_and_the_setting():
+    with Served(StubServer()) as first:
+        second = ProxyServer(lambda *_: [], address="127.0.0.1", port=first.server.port)
+        with pytest.raises(ConfigError, match=f"port {first.server.port}.*network.proxy_port"):
+            second.start()
+
+
+def test_an_address_that_does_not_exist_yet_can_be_listened_on():
+    server = ProxyServer(lambda *_: [], address="198.51.100.1", port=0)
+    server.start()
+    server.stop()
+
+
+def test_after_stop_the_port_is_free_and_the_threads_are_gone():
+    with Served(StubServer()) as proxy:
+        port = proxy.server.port
+        with requests.Session() as session:
+            session.get(f"{proxy.url}/version", timeout=5)
+            proxy.server.stop()
+    again = ProxyServer(lambda *_: [], address="127.0.0.1", port=port)
+    again.start()
+    again.stop()
+    again.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "proxy"]
+
+
+# --- the official algorithm client, in the image algorithms are built on -----------------------------------------
+
+ALL_CALLS = """
+import json, os
+from vantage6.algorithm.client import AlgorithmClient
+client = AlgorithmClient(token=os.environ["TOKEN"], host="http://127.0.0.1", port=int(os.environ["PORT"]), path="")
+task = client.task.create(input_={"method": "m"}, organizations=[1, 2], name="n")
+told = {
+    "task": task,
+    "waited": client.wait_for_results(5),
+    "results": client.result.from_task(5),
+    "result": client.result.get(1),
+    "run": client.run.get(1),
+    "runs": len(client.run.from_task(5)),
+    "task_get": client.task.get(5),
+    "organization": client.organization.get(1),
+    "organizations": len(client.organization.list()),
+    "collaboration": client.collaboration.get(),
+    "study": client.study.get(1),
+    "studies": len(client.study.list()),
+    "addresses": client.vpn.get_addresses(),
+    "missing": client.run.get(99),
+    "closed": client.request("user"),
+    "refused": client.task.create(input_={"method": "m"}, organizations=[]),
+}
+print("TOLD" + json.dumps(told))
+"""
+
+REAL_CALLS = """
+import json, os
+from vantage6.algorithm.client import AlgorithmClient
+client = AlgorithmClient(token=os.environ["TOKEN"], host="http://127.0.0.1", port=int(os.environ["PORT"]), path="")
+organizations = [item["id"] for item in client.organization.list()]
+task = client.task.create(input_={"method": "m"}, organizations=organizations, name="sub")
+told = {
+    "organizations": organizations,
+    "task": task,
+    "status": client.request(f"task/{task['id']}/status"),
+    "runs": client.run.from_task(task["id"]),
+    "results": client.request("result", params={"task_id": task["id"]}),
+    "collaboration": client.collaboration.get(),
+    "nodes": client.request("node"),
+    "refused": client.task.create(input_={"method": "m"}, organizations=[4711]),
+}
+print("TOLD" + json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def docker_client():
+    try:
+        with engine() as found:
+            client = found.client()
+            yield client
+            client.close()
+    except EngineError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def told_by(client, script, *, token, port):
+    """Run a script in a container with the algorithm tools and give what it told."""
+    container = client.containers.create(
+        tools_image(client),
+        ["python3", "-c", script],
+        environment={"TOKEN": token, "PORT": str(port)},
+        network_mode="host",
+        labels={"node-agent-lab": "1"},
+    )
+    try:
+        container.start()
+        container.wait(timeout=120)
+        lines = container.logs().decode()
+    finally:
+        container.remove(force=True)
+    told = [line.removeprefix("TOLD") for line in lines.splitlines() if line.startswith("TOLD")]
+    assert told, lines
+    return json.loads(told[0])
+
+
+@pytest.mark.engine
+def test_every_call_of_the_official_algorithm_client_works(docker_client):
+    server = StubServer()
+    with Served(server) as proxy:
+        told = told_by(docker_client, ALL_CALLS, token=TOKEN, port=proxy.server.port)
+    assert told["task"]["id"] == 5
+    assert told["waited"] == told["results"] == [{"a": 1}] * 3
+    assert told["result"] == {"a": 1}
+    assert [told[name] for name in ("runs", "organizations", "studies")] == [3, 3, 3]
+    assert [told[name]["id"] for name in ("run", "task_get", "organization", "collaboration", "study")] == [
+        1
+    ] * 5
+    assert told["addresses"] == [{"ip": "10.76.0.2", "port": 49200}]
+    assert told["missing"] == {"msg": "Run id=99 not found!"}
+    assert "no such call" in told["closed"]["msg"]
+    assert told["refused"] == {"msg": "Organizations missing from input"}
+    assert proxy.subtasks == [RUN]
+    assert server.seen.count("POST task") == 1
+
+
+@pytest.mark.engine
+@pytest.mark.interop
+def test_a_container_of_the_real_server_creates_and_reads_subtasks_through_the_proxy(docker_client):
+    with RealServer() as real:
+        with ClientWorker(real) as user:
+            task = user.create_task(
+                image="some/image:1", method="m", organizations=[real.organization_ids["alpha"]]
+            )
+        exchange = Exchange(ServerAddress.of(real.url))
+        server = HttpServer(exchange, Tokens(exchange, Secret(real.api_keys["alpha"])))
+        token = server.container_token(TaskId(task), "some/image:1").reveal()
+        with Served(server.forward, token) as proxy:
+            told = told_by(docker_client, REAL_CALLS, token=token, port=proxy.server.port)
+        server.close()
+    assert sorted(told["organizations"]) == sorted(real.organization_ids.values())
+    assert told["task"]["parent"]["id"] == task
+    assert told["status"] == {"status": "pending"}
+    assert len(told["runs"]) == 3
+    assert [item["result"] for item in told["results"]["data"]] == [None] * 3
+    assert told["collaboration"]["id"] == real.collaboration_id
+    assert "msg" in told["refused"]
+    assert proxy.subtasks == [RUN]

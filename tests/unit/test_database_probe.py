@@ -1,0 +1,59 @@
+"""What is shared about databases."""
+
+import json
+import subprocess
+import sys
+
+from node_agent.databases.columns import answer
+from node_agent.databases.probe import _parse, node_facts, read_columns
+from node_agent.domain.database import Database, DatabaseType
+
+CSV = Database(label="default", type=DatabaseType.CSV, uri="/srv/a.csv")
+SQLITE = Database(label="local", type=DatabaseType.SQLITE, uri="/srv/a.db")
+
+
+def facts(**change):
+    return node_facts(
+        [CSV, SQLITE], {"default": ["age", "sex"]}, **{"algorithms": ["reg/*"], "encrypted": False, **change}
+    )
+
+
+def test_node_facts_have_the_names_the_server_stores():
+    assert facts() == {
+        "encryption": False,
+        "allowed_algorithms": ["reg/*"],
+        "database_labels": ["default", "local"],
+        "database_types": {"db_type_default": "csv", "db_type_local": "sql"},
+        "database_columns": {"columns_default": ["age", "sex"]},
+    }
+
+
+def test_a_policy_that_allows_every_image_is_shared_as_all():
+    assert facts(algorithms=["a", "*"])["allowed_algorithms"] == "all"
+
+
+def test_databases_without_columns_start_no_program():
+    assert read_columns([SQLITE], seconds=0).found == {}
+
+
+def test_lines_written_before_a_limit_struck_still_count():
+    output = json.dumps({"label": "a", "columns": ["x"]}).encode() + b'\n{"label": "b", "col'
+    names = _parse(output, ["a", "b"], ending="too late")
+    assert names.found == {"a": ("x",)}
+    assert names.failed == {"b": "too late"}
+
+
+def test_an_unreadable_file_has_no_columns_and_its_content_is_not_told(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_text("secret content")
+    told = answer({"label": "a", "type": "parquet", "path": str(path)})
+    assert set(told) == {"label", "error"}
+    assert "secret" not in json.dumps(told)
+
+
+def test_the_agent_itself_loads_no_data_library():
+    code = (
+        "import sys, node_agent.databases.catalog, node_agent.databases.probe;"
+        "sys.exit(bool({'pandas', 'pyarrow', 'numpy', 'openpyxl'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
