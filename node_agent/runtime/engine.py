@@ -127,6 +127,7 @@ class DockerEngine:
                 raise RunClosed(f"The pull of {reference} was called off.")
             progress(story.progress)
 
+        look_up()
         with self._connection.client() as client:
             response = self._open_pull(client, image)
             _raise_refused(reference, response)
@@ -137,6 +138,7 @@ class DockerEngine:
                 raise RegistryUnreachable(
                     f"The pull of {reference} made no progress for {self._pull_patience:.0f} s."
                 ) from error
+            look_up()
             return self._verified(client, image, story.digest)
 
     def _open_pull(self, client: APIClient, image: ImageName) -> requests.Response:

@@ -24,7 +24,7 @@ from node_agent.domain.secret import Secret
 from node_agent.domain.task import TaskId
 from node_agent.errors import RunClosed, RunFailed, ServerUnreachable
 from node_agent.server import wire
-from node_agent.server.exchange import AnswerTooLarge, Call, Exchange, Reply
+from node_agent.server.exchange import AnswerTooLarge, Call, Reply, Sends
 from node_agent.server.listing import list_runs
 from node_agent.server.payload import PayloadCodec, PlainCodec
 from node_agent.server.tokens import Tokens
@@ -38,6 +38,7 @@ _TOKEN_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_EN
 _GATEWAY = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+_NO_SUCH_TASK = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
 _TASK_OVER = ("already finished", "does not exist")
 
 
@@ -67,7 +68,7 @@ class HttpServer:
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: Sends,
         tokens: Tokens,
         *,
         codec: PayloadCodec | None = None,
@@ -103,7 +104,11 @@ class HttpServer:
             query["task_id"] = task_id
 
         def fetch(number: int, size: int) -> wire.Page:
-            return wire.parse_page(self._get("run", page=number, per_page=size, **query), self._codec)
+            paged = {**query, "page": number, "per_page": size}
+            reply = self._ask(Call(method="GET", path="run", query=paged))
+            if task_id is not None and reply.status in _NO_SUCH_TASK:
+                return wire.NO_RUNS
+            return wire.parse_page(_good(reply), self._codec)
 
         return list_runs(fetch)
 
@@ -170,8 +175,8 @@ class HttpServer:
 
     # --- calls with the node's own token ---
 
-    def _get(self, path: str, **query: str | int) -> Reply:
-        return _good(self._ask(Call(method="GET", path=path, query=query)))
+    def _get(self, path: str) -> Reply:
+        return _good(self._ask(Call(method="GET", path=path)))
 
     def _update(self, run_id: RunId, body: bytes) -> Reply:
         """Change a run; the answer repeats the whole input, which nobody needs. Raises RunClosed."""

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 from requests.exceptions import (
@@ -108,6 +108,16 @@ def parse_json(body: bytes | str) -> Any:
         return json.loads(body)
     except RecursionError as error:  # a few kilobytes of brackets are enough
         raise ValueError("nested too deeply") from error
+
+
+class Sends(Protocol):
+    """What sends calls."""
+
+    def send(self, call: Call) -> Reply:
+        """Send one call once. Raises ServerUnreachable."""
+
+    def close(self) -> None:
+        """Close every connection; calls after this open new ones."""
 
 
 class Exchange:

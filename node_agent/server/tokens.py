@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 
 from node_agent.domain.secret import Secret
 from node_agent.errors import AccessDenied, ServerUnreachable
 from node_agent.server import wire
-from node_agent.server.exchange import Call, Reply
+from node_agent.server.exchange import Call, Reply, Sends
 
 RENEW_BEFORE = 600.0
 _KEY_HINT = (
@@ -25,13 +24,6 @@ _KEY_REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPS
 _PASSING = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS},
 )
-
-
-class Sends(Protocol):
-    """What sends one call."""
-
-    def send(self, call: Call) -> Reply:
-        """Send one call once. Raises ServerUnreachable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

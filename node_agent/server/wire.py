@@ -164,6 +164,9 @@ class Page:
     total: int | None
 
 
+NO_RUNS = Page(runs=(), count=0, has_next=False, total=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """What a token says about itself."""

@@ -274,7 +274,8 @@ def test_a_task_is_listed_as_it_was_created(stage: Stage, agent: Agent) -> None:
     assert run.input == b'{"method": "m"}'
     assert run.status is Status.PENDING
     assert run.claimed_at is None
-    assert (int(run.task.id), int(run.task.job_id)) == (created.task_id, created.task_id)
+    assert run.task.id == created.task_id
+    assert run.task.job_id > 0
     assert run.task.image == IMAGE
     assert run.task.collaboration_id == agent.server.identify().collaboration_id
     assert run.task.init_org_id == agent.server.identify().organization_id
@@ -310,6 +311,12 @@ def test_a_deleted_run_is_not_open(stage: Stage, agent: Agent) -> None:
     task_id, run_id = create(stage)
     stage.delete(task_id)
     assert not agent.server.is_open(run_id)
+
+
+def test_a_task_that_is_gone_has_no_open_runs(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    stage.delete(task_id)
+    assert list(agent.server.open_runs(task_id)) == []
 
 
 # --- updates --------------------------------------------------------------------------------------------------
@@ -447,7 +454,7 @@ def test_an_algorithm_creates_a_subtask(stage: Stage, agent: Agent) -> None:
     assert status == 201
     subtask = only(agent.server.open_runs(TaskId(task["id"])))
     assert subtask.task.parent_id == task_id
-    assert int(subtask.task.job_id) == task_id
+    assert subtask.task.job_id == only(agent.server.open_runs(task_id)).task.job_id
 
 
 def test_an_algorithm_sees_the_servers_own_refusal(stage: Stage, agent: Agent) -> None:

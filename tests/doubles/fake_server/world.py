@@ -152,7 +152,8 @@ class World:
             self._last_task += 1
             task = Task(
                 id=self._last_task,
-                job_id=parent.job_id if parent else self._last_task,
+                # a number of its own, so that a mix-up shows
+                job_id=parent.job_id if parent else 1000 + self._last_task,
                 image=image,
                 init_org_id=init_org_id,
                 parent_id=parent.id if parent else None,

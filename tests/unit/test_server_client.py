@@ -1,0 +1,279 @@
+"""Which answers end a run, which are tried again, and what is never repeated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node_agent.domain.ports import FinalReport, ProxiedRequest
+from node_agent.domain.run import RunId, Status
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import TaskId
+from node_agent.errors import NodeAgentError, RunClosed, RunFailed, ServerUnreachable
+from node_agent.server.client import HttpServer, brief_patience
+from node_agent.server.exchange import Call, Reply
+from node_agent.server.tokens import Tokens
+from tests.unit.test_server_tokens import Server as TokenServer
+
+RUN = RunId(9)
+BLIP = ServerUnreachable("no connection")
+FINISHED = (400, "Cannot update an already finished algorithm run!")
+
+
+def said(status: int, message: str | None = None) -> Reply:
+    body = b"{}" if message is None else json.dumps({"msg": message}).encode()
+    return Reply(call="CALL", status=status, content_type="application/json", body=body)
+
+
+HTML = Reply(call="CALL", status=404, content_type="text/html", body=b"<html>nothing here</html>")
+
+
+class Script:
+    """Answers calls from a list; logins are always granted."""
+
+    def __init__(self, *answers: Reply | NodeAgentError) -> None:
+        self._answers = list(answers)
+        self._login = TokenServer()
+        self.calls: list[Call] = []
+
+    def send(self, call: Call) -> Reply:
+        if call.path in {"token/node", "token/refresh"}:
+            return self._login.send(call)
+        self.calls.append(call)
+        answer = self._answers.pop(0)
+        if isinstance(answer, NodeAgentError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def bodies(self) -> list[Any]:
+        return [
+            json.loads(b"".join(c.body) if not isinstance(c.body, bytes) else c.body)
+            for c in self.calls
+            if c.body
+        ]
+
+
+def server(script: Script) -> HttpServer:
+    tokens = Tokens(script, Secret("key"), monotonic=lambda: 0.0)
+    return HttpServer(script, tokens, patience=brief_patience(lambda _: None))
+
+
+def final(status: Status = Status.COMPLETED, result: Path | None = None) -> FinalReport:
+    return FinalReport(status=status, result=result, log=None, started_at=0, finished_at=1, init_org_id=None)
+
+
+# --- blips and tokens ---
+
+
+def test_a_blip_is_tried_again_at_once() -> None:
+    script = Script(BLIP, said(503), said(200))
+    server(script).announce(RUN, Status.ACTIVE)
+    assert len(script.calls) == 3
+
+
+def test_a_server_that_stays_away_is_given_up_after_three_tries() -> None:
+    script = Script(BLIP, BLIP, BLIP, said(200))
+    with pytest.raises(ServerUnreachable):
+        server(script).is_open(RUN)
+    assert len(script.calls) == 3
+
+
+def test_an_error_500_is_left_to_the_caller() -> None:
+    script = Script(said(500, "An unexpected error occurred on the server!"))
+    with pytest.raises(ServerUnreachable, match="500"):
+        server(script).claim(RUN, at=0)
+    assert len(script.calls) == 1
+
+
+@pytest.mark.parametrize("status", [401, 422])
+def test_a_refused_token_is_replaced_and_the_call_made_once_more(status: int) -> None:
+    script = Script(said(status, "Token has expired"), said(200))
+    server(script).announce(RUN, Status.ACTIVE)
+    first, second = script.calls
+    assert first.token != second.token
+
+
+def test_a_call_is_not_made_a_third_time_for_its_token() -> None:
+    script = Script(said(401, "no"), said(401, "no"))
+    with pytest.raises(RunClosed):
+        server(script).announce(RUN, Status.ACTIVE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [HTML, said(302), said(429, "slow"), said(408, "late"), Reply(call="C", status=200, body=b'{"half')],
+)
+def test_what_is_not_the_servers_word_ends_no_run(wrong: Reply) -> None:
+    with pytest.raises(ServerUnreachable):
+        server(Script(wrong)).is_open(RUN)
+
+
+def test_an_error_text_is_short_and_printable() -> None:
+    noise = Reply(call="CALL", status=500, body=b"\x1b[31m" + b"<p>\n" * 100_000)
+    with pytest.raises(ServerUnreachable) as caught:
+        server(Script(noise)).is_open(RUN)
+    text = str(caught.value)
+    assert len(text) < 400
+    assert text.isprintable()
+
+
+# --- runs ---
+
+
+def test_a_run_is_open_until_it_has_an_end() -> None:
+    def run(finished_at: str | None) -> Reply:
+        body = json.dumps({"id": 9, "status": "active", "finished_at": finished_at}).encode()
+        return Reply(call="C", status=200, body=body)
+
+    assert server(Script(run(None))).is_open(RUN) is True
+    assert server(Script(run("2026-01-01T00:00:00.5"))).is_open(RUN) is False
+    assert server(Script(said(404, "Run id=9 not found!"))).is_open(RUN) is False
+
+
+def test_a_run_that_may_not_be_read_is_not_taken_as_closed() -> None:
+    with pytest.raises(ServerUnreachable):
+        server(Script(said(401, "no"), said(401, "no"))).is_open(RUN)
+
+
+@pytest.mark.parametrize("refusal", [FINISHED, (404, "Run id=9 not found!"), (403, "no")])
+def test_a_closed_run_cannot_be_claimed_or_announced(refusal: tuple[int, str]) -> None:
+    with pytest.raises(RunClosed):
+        server(Script(said(*refusal))).claim(RUN, at=0)
+    with pytest.raises(RunClosed):
+        server(Script(said(*refusal))).announce(RUN, Status.ACTIVE)
+
+
+def test_a_claim_the_server_does_not_understand_fails_the_run() -> None:
+    with pytest.raises(RunFailed, match="Request body is incorrect"):
+        server(Script(said(400, "Request body is incorrect"))).claim(RUN, at=0)
+
+
+def test_an_announcement_the_server_does_not_understand_is_no_reason_to_stop() -> None:
+    with pytest.raises(ServerUnreachable):
+        server(Script(said(400, "Request body is incorrect"))).announce(RUN, Status.ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error"),
+    [
+        ((400, "Task is already finished!"), RunClosed),
+        ((400, "Parent task does not exist!"), RunClosed),
+        ((400, "Request body is incorrect"), RunFailed),
+        ((403, "no"), RunFailed),
+    ],
+)
+def test_without_a_container_token_the_run_ends(refusal: tuple[int, str], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        server(Script(said(*refusal))).container_token(TaskId(1), "i")
+
+
+# --- reports ---
+
+
+def test_a_report_is_one_message() -> None:
+    script = Script(said(200))
+    server(script).report(RUN, final())
+    assert [set(body) for body in script.bodies] == [{"status", "started_at", "finished_at", "result", "log"}]
+
+
+@pytest.mark.parametrize("trouble", [BLIP, said(500, "oops"), said(502), HTML])
+def test_a_report_that_may_get_through_later_is_left_to_the_caller(trouble: Reply | NodeAgentError) -> None:
+    script = Script(trouble)
+    with pytest.raises(ServerUnreachable):
+        server(script).report(RUN, final())
+    assert len(script.calls) == 1
+
+
+def books(status: str, finished_at: str) -> Reply:
+    body = json.dumps({"id": 9, "status": status, "finished_at": finished_at}).encode()
+    return Reply(call="C", status=200, body=body)
+
+
+def test_a_report_whose_answer_was_lost_counts_as_delivered() -> None:
+    script = Script(said(*FINISHED), books("completed", "1970-01-01T00:00:01"))
+    server(script).report(RUN, final())
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        books("killed by user", "1970-01-01T00:00:01"),
+        books("completed", "1970-01-01T00:00:02"),
+        said(404, "Run id=9 not found!"),
+    ],
+)
+def test_a_run_somebody_else_ended_is_closed(found: Reply) -> None:
+    with pytest.raises(RunClosed):
+        server(Script(said(*FINISHED), found)).report(RUN, final())
+
+
+def test_a_report_for_a_deleted_run_is_closed() -> None:
+    with pytest.raises(RunClosed):
+        server(Script(said(404, "Run id=9 not found!"))).report(RUN, final())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        (Reply(call="C", status=413, body=b"<html>413</html>"), "too large"),
+        (said(400, "Request body is incorrect"), "Request body is incorrect"),
+    ],
+)
+def test_a_report_refused_for_good_still_ends_the_run_at_the_server(refusal: Reply, why: str) -> None:
+    script = Script(refusal, said(200))
+    with pytest.raises(RunClosed, match=why):
+        server(script).report(RUN, final())
+    last = script.bodies[-1]
+    assert (last["status"], last["result"]) == ("failed", "")
+    assert why in last["log"]
+    assert last["finished_at"]
+
+
+def test_a_refused_ending_is_tried_again_when_the_server_goes_away_in_between() -> None:
+    with pytest.raises(ServerUnreachable):
+        server(Script(said(413), BLIP, BLIP, BLIP)).report(RUN, final())
+
+
+# --- forwarding ---
+
+
+def request(method: str = "GET", path: str = "task/1") -> ProxiedRequest:
+    return ProxiedRequest(method=method, path=path, query="a=b", token=Secret("algorithm"))
+
+
+@pytest.mark.parametrize("status", [200, 201, 400, 401, 404, 422, 500, 502])
+def test_an_algorithm_gets_the_servers_own_answer(status: int) -> None:
+    script = Script(Reply(call="C", status=status, content_type="text/x", body=b"\x00raw"))
+    response = server(script).forward(request())
+    assert (response.status, response.content_type, response.body) == (status, "text/x", b"\x00raw")
+
+
+def test_an_algorithm_speaks_with_its_own_token() -> None:
+    script = Script(said(200))
+    server(script).forward(request())
+    assert script.calls[0].token == Secret("algorithm")
+    assert script.calls[0].query == "a=b"
+
+
+def test_a_post_of_an_algorithm_is_never_repeated() -> None:
+    script = Script(BLIP, said(201))
+    with pytest.raises(ServerUnreachable):
+        server(script).forward(request("POST", "task"))
+    assert len(script.calls) == 1
+
+
+def test_a_get_of_an_algorithm_survives_a_blip() -> None:
+    script = Script(BLIP, said(200))
+    assert server(script).forward(request()).status == 200
+
+
+@pytest.mark.parametrize("path", ["task/../token/node", "..", "./task", "task//1", "/task", "a\\..\\b", ""])
+def test_a_path_that_leads_elsewhere_is_not_forwarded(path: str) -> None:
+    script = Script()
+    assert server(script).forward(request(path=path)).status == 404
+    assert script.calls == []
