@@ -3,9 +3,10 @@
 import base64
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -127,17 +128,20 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         with FakeServer() as server:
             yield FakeStage(server)
         return
-    with real_server() as real:
+    with started(RealServer(("alpha",))) as real:
         yield RealStage(real)
 
 
-def real_server() -> AbstractContextManager[RealServer]:
-    try:
-        return RealServer(("alpha",))
-    except ServerError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+@contextmanager
+def started(server: RealServer) -> Iterator[RealServer]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(server)
+        except (ServerError, subprocess.CalledProcessError) as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"missing: the real server ({error})")
+        yield server
 
 
 # --- the agent's side -----------------------------------------------------------------------------------------

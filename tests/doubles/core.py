@@ -8,6 +8,7 @@ import queue
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from io import IOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,7 +78,12 @@ class Fused:
         def fused(*args: Any, **kwargs: Any) -> Any:
             self._fuse.pass_(f"before {self._name}.{call}")
             answer = method(*args, **kwargs)
-            self._fuse.pass_(f"after {self._name}.{call}")
+            try:
+                self._fuse.pass_(f"after {self._name}.{call}")
+            except PowerCut:
+                if isinstance(answer, IOBase):
+                    answer.close()  # as the end of a process does
+                raise
             return answer
 
         return fused

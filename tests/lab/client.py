@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.lab.vantage6 import RealServer
-from tests.lab.venvs import client_venv
+from tests.lab.venvs import client_venv, environment
 
 PROCESS = Path(__file__).with_name("client_process.py")
 LOGIN_SECONDS = 60
@@ -47,6 +47,7 @@ class ClientWorker:
             stdout=subprocess.PIPE,
             stderr=self._output,
             text=True,
+            env=environment(),
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -19,9 +19,9 @@ import yaml
 
 from tests.lab.places import say
 from tests.lab.registry import free_port
-from tests.lab.venvs import server_venv
+from tests.lab.venvs import environment, server_venv
 
-START_SECONDS = 60
+START_SECONDS = 90
 STOP_SECONDS = 10
 COLLABORATION = "hospitals"
 PROCESS = Path(__file__).with_name("vantage6_process.py")
@@ -95,7 +95,9 @@ class RealServer:
         command = [str(server_venv()), "-P", str(PROCESS), self._folder.name]
         say(f"starting the vantage6 server at {self.url} …")
         with self.log.open("ab") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment()
+            )
         try:
             self._wait_until_answering(self._process)
         except BaseException:

@@ -3,6 +3,7 @@
 Owns their creation, once, under the lab's folder. Must not know what runs in them.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -48,12 +49,19 @@ def venv(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
+def environment() -> dict[str, str]:
+    """Return what a program in such an environment is started with: nothing of the project's own Python settings."""
+    # Where bytecode is not to be written, every start of the server would cost seconds more.
+    unwanted = {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
+    return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
 def _make(folder: Path, python: Path, requirements: Sequence[str]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
     # The pip at hand installs into the new environment; making another pip there costs seconds each time.
-    # Compiling everything costs more than compiling what is imported.
+    # Compiling everything costs more than compiling what is imported, at the first import.
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--no-compile"]
     _run([*pip, "--disable-pip-version-check", *requirements])
 

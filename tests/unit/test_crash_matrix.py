@@ -7,19 +7,21 @@ of a step and the line in the journal.
 
 import queue
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent.agent import Agent, Hands
 from node_agent.domain.container import ContainerLimits, Phase, PullPolicy
 from node_agent.domain.messages import KillRequested, Message, ServerOnline, SubtaskCreated, SweepDone
 from node_agent.domain.run import RunId, Status
 from node_agent.domain.task import DatabaseRequest, TaskId
-from node_agent.errors import EngineUnreachable, RunClosed, ServerUnreachable, StartFailed
+from node_agent.errors import EngineUnreachable, ServerUnreachable, StartFailed
 from node_agent.lister import Lister
 from node_agent.pool import do_step
 from node_agent.steps import Ports, StepSettings
@@ -42,6 +44,7 @@ from tests.doubles.core import (
 
 RUN = RunId(1)
 ENOUGH_TURNS = 400
+UNTIL_SWEPT = 700.0
 SETTINGS = StepSettings(
     node_name="alpha",
     algorithms=("registry.example.org/approved/*",),
@@ -63,7 +66,8 @@ class World:
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
-        self.clock = ManualClock()
+        # Folders carry the machine's own times, so the world begins now.
+        self.clock = ManualClock(wall_start=time.time())
         self.server = ServerBook()
         self.engine = EngineBook()
         self.life: Life | None = None
@@ -78,9 +82,12 @@ class World:
             box.spec.run_id == run_id and box.phase is Phase.RUNNING for box in self.engine.boxes.values()
         )
 
-    def is_settled(self) -> bool:
-        runs = {run["run_id"]: run["state"] for run in read_history(self.state_dir, 100)}
-        return set(runs) == set(self.server.entries) and set(runs.values()) == {"removed"}
+    def owes_nothing(self) -> bool:
+        closed = all(entry.closed for entry in self.server.entries.values())
+        return closed and all(run["state"] == "removed" for run in read_history(self.state_dir, 100))
+
+    def is_clean(self) -> bool:
+        return not self.engine.boxes and not list((self.state_dir / "runs").iterdir())
 
 
 class Life:
@@ -134,8 +141,10 @@ class Life:
                 self._agent.turn(0)
                 if not self.mailbox.empty():
                     continue
-                if self._world.is_settled():
-                    return
+                if self._world.owes_nothing():
+                    if self._world.is_clean():
+                        return
+                    self._world.clock.advance(UNTIL_SWEPT)
                 self._world.clock.advance(1.0)
                 outside(self._world)
             raise AssertionError(f"never ends: {read_history(self._world.state_dir, 10)}")
@@ -231,8 +240,8 @@ def trouble_everywhere(world: World) -> None:
         world.engine.faults.plan(call, EngineUnreachable("away"), times=2)
 
 
-def closed_before_the_token(world: World) -> None:
-    world.server.faults.plan("container_token", RunClosed("task is over"), times=20)
+def engine_away(world: World) -> None:
+    world.engine.faults.plan("find_image", EngineUnreachable("away"), times=20)
 
 
 @dataclass(frozen=True)
@@ -260,8 +269,21 @@ STORIES = (
     Story("cannot be started", Status.START_FAILED, prepare=start_refused, starts=(0,)),
     Story("trouble everywhere", Status.COMPLETED, prepare=trouble_everywhere),
     Story("waits for its subtask", Status.COMPLETED, outside=wait_for_the_subtask, runs=2),
-    Story("closed before its token", Status.PENDING, prepare=closed_before_the_token, starts=(0,), reports=0),
+    Story(
+        "killed before it starts",
+        Status.KILLED,
+        prepare=engine_away,
+        outside=kill_it_on_arrival,
+        starts=(0,),
+        reports=0,
+    ),
 )
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with capture_logs():
+        yield
 
 
 @pytest.fixture(params=STORIES, ids=lambda story: story.name)
@@ -286,8 +308,9 @@ def new_world(story: Story, quick_dir: Path) -> Iterator[Callable[[], World]]:
 
 def assert_one_clean_end(world: World, story: Story, where: str) -> None:
     history = {run["run_id"]: run for run in read_history(world.state_dir, 100)}
-    assert len(history) == story.runs, where
-    assert {run["state"] for run in history.values()} == {"removed"}, where
+    assert len(history) <= story.runs, where
+    assert all(run["state"] == "removed" for run in history.values()), where
+    assert len(world.server.entries) == story.runs, where
     assert world.engine.boxes == {}, where
     assert list((world.state_dir / "runs").iterdir()) == [], where
     for entry in world.server.entries.values():
@@ -324,12 +347,10 @@ def test_however_often_the_world_stops_the_run_ends_once(
 ) -> None:
     for calls_per_life in (17, 23, 31):
         world = new_world()
-        for _ in range(60):
+        for _ in range(40):
             with suppress(PowerCut):
                 Life(world, Fuse(blows_at=calls_per_life)).live(story.outside)
             story.outside(world)
-            if world.is_settled():
-                break
         Life(world, Fuse()).live(story.outside)
         assert_one_clean_end(world, story, f"{calls_per_life} calls a life")
 
@@ -354,10 +375,7 @@ def test_a_kill_while_the_agent_is_down_is_found_by_absence(quick_dir: Path) -> 
             Life(world, Fuse(blows_at=place)).live(let_it_run)
         if world.server.entries[RUN].accepted:
             continue
-        known = bool(read_history(world.state_dir, 1))
         kill_it_on_arrival(world)
-        if not known:
-            continue
         Life(world, Fuse()).live(let_it_run)
         assert world.server.entries[RUN].accepted == [], f"stopped at {place}"
         assert world.engine.boxes == {}, f"stopped at {place}"

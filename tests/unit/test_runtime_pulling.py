@@ -1,0 +1,154 @@
+import json
+
+import pytest
+
+from node_agent.domain.container import PullProgress
+from node_agent.domain.policy import ImageName, parse_image
+from node_agent.domain.secret import Secret
+from node_agent.errors import DiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
+from node_agent.runtime.pulling import (
+    PullStory,
+    exact_reference,
+    known_digest,
+    login_header,
+    refusal,
+    registry_of,
+    verified_digest,
+)
+
+DIGEST = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+
+
+class Login:
+    host = "registry.example.org"
+    username = "node"
+    password = Secret("not shown")
+
+
+def image(reference: str) -> ImageName:
+    parsed = parse_image(reference)
+    assert parsed is not None
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("manifest for x:1 not found: manifest unknown: manifest unknown", ImageMissing),
+        ("pull access denied for x, repository does not exist or may require 'docker login'", ImageMissing),
+        ("unauthorized: authentication required", ImageMissing),
+        ("invalid reference format", ImageMissing),
+        ("no matching manifest for linux/amd64 in the manifest list entries", ImageMissing),
+        ('Get "https://r/v2/": dial tcp: lookup r on 127.0.0.53:53: no such host', RegistryUnreachable),
+        (
+            'Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
+            RegistryUnreachable,
+        ),
+        ("x509: certificate signed by unknown authority", RegistryUnreachable),
+        ("received unexpected HTTP status: 503 Service Unavailable", RegistryUnreachable),
+        ("toomanyrequests: you have reached your pull rate limit", RegistryUnreachable),
+        ("a sentence nobody has seen before", RegistryUnreachable),
+        ("failed to register layer: write /x: no space left on device", DiskFull),
+    ],
+)
+def test_a_complaint_says_who_must_act(text: str, error: type[NodeAgentError]) -> None:
+    assert type(refusal("x:1", text)) is error
+
+
+def test_a_complaint_is_bounded_and_on_one_line() -> None:
+    message = refusal("x:1", "bad\nnews\x1b[31m " + "y" * 5000).message
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert len(message) < 500
+
+
+def test_a_story_sums_the_layers() -> None:
+    story = PullStory("x:1")
+    for layer, current, total in [("a", 10, 100), ("b", 5, 50), ("a", 60, 100)]:
+        story.read(line(status="Downloading", id=layer, progressDetail={"current": current, "total": total}))
+    assert story.progress == PullProgress(current=65, total=150)
+    story.read(line(status="Download complete", id="a"))
+    assert story.progress == PullProgress(current=105, total=150)
+
+
+def test_a_story_remembers_the_announced_digest() -> None:
+    story = PullStory("x:1")
+    story.read(line(status=f"Digest: {DIGEST}"))
+    assert story.digest == DIGEST
+
+
+def test_an_error_in_the_middle_of_a_story_is_raised() -> None:
+    with pytest.raises(ImageMissing, match="manifest unknown"):
+        PullStory("x:1").read(line(errorDetail={"message": "manifest unknown"}, error="manifest unknown"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"not json",
+        b"[1, 2]",
+        b"null",
+        b'{"status": 7}',
+        b'{"status": "Downloading", "progressDetail": 3}',
+        b'{"status": "Downloading", "id": {}, "progressDetail": {"current": "many"}}',
+    ],
+)
+def test_odd_lines_are_passed_over(odd: bytes) -> None:
+    story = PullStory("x:1")
+    story.read(odd)
+    assert story.progress == PullProgress(current=0, total=0)
+
+
+def test_the_digest_the_registry_announced_must_be_there() -> None:
+    assert verified_digest(image("x/y:1"), DIGEST, [f"x/y@{DIGEST}", f"x/y@{OTHER}"]) == DIGEST
+    with pytest.raises(RegistryUnreachable, match="not the one just pulled"):
+        verified_digest(image("x/y:1"), DIGEST, [f"x/y@{OTHER}"])
+
+
+def test_a_pull_without_any_digest_is_not_trusted() -> None:
+    with pytest.raises(RegistryUnreachable, match="without a digest"):
+        verified_digest(image("x/y:1"), None, [f"x/y@{DIGEST}"])
+    with pytest.raises(RegistryUnreachable, match="without a digest"):
+        verified_digest(image("x/y:1"), "md5:1", ["x/y@md5:1"])
+
+
+def test_another_digest_than_the_one_asked_for_is_refused() -> None:
+    with pytest.raises(ImageMissing, match="was asked for"):
+        verified_digest(image(f"x/y@{DIGEST}"), OTHER, [f"x/y@{OTHER}"])
+
+
+def test_the_digest_under_the_name_asked_for_is_preferred() -> None:
+    digests = [f"mirror.example.org/y@{OTHER}", f"x/y@{DIGEST}"]
+    assert known_digest(image("docker.io/x/y:1"), digests) == DIGEST
+    assert known_digest(image("z/y:1"), digests) == OTHER
+    assert known_digest(image("local:1"), []) is None
+    assert known_digest(image(f"x/y@{DIGEST}"), [f"x/y@{DIGEST}"]) == DIGEST
+
+
+def test_a_digest_decides_over_a_tag() -> None:
+    assert exact_reference(image(f"x/y:1@{DIGEST}")) == f"x/y@{DIGEST}"
+    assert exact_reference(image("x/y")) == "x/y:latest"
+
+
+@pytest.mark.parametrize(
+    ("reference", "host"),
+    [
+        ("alpine", "docker.io"),
+        ("group/alpine:3", "docker.io"),
+        ("localhost/alpine", "localhost"),
+        ("localhost:5000/alpine", "localhost:5000"),
+        ("registry.example.org/a/b:1", "registry.example.org"),
+    ],
+)
+def test_the_registry_is_the_first_part_of_a_name(reference: str, host: str) -> None:
+    assert registry_of(image(reference)) == host
+
+
+def test_a_login_is_sent_to_its_own_registry_only() -> None:
+    assert login_header(image("registry.example.org/a:1"), [Login()])
+    assert login_header(image("elsewhere.example.org/a:1"), [Login()]) == {}
+
+
+def line(**said: object) -> bytes:
+    return json.dumps(said).encode()
