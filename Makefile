@@ -8,7 +8,7 @@ WITH_ENGINE := $(ROOT) $(PYTHON) -m tests.lab.engine run --
 PYTEST := $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt unit integration interop engine engine-stop setup venv prepare clean
+.PHONY: help demo test check fmt unit integration interop engine engine-stop install uninstall setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +44,15 @@ engine: setup ## start a Docker engine and leave it running
 engine-stop: venv ## stop the engine that `make engine` started
 	@$(ROOT) $(PYTHON) -m tests.lab.engine stop
 
+install: ## the agent as a systemd service on this machine (root)
+	@$(ROOT) systemd/install.sh install
+
+uninstall: ## take the service away; configuration and state stay
+	@$(ROOT) systemd/install.sh uninstall
+
 clean: ## remove what was made here: images, environments, caches
-	@if [ -x $(PYTHON) ]; then $(ROOT) $(PYTHON) -m tests.lab.images remove && $(ROOT) $(PYTHON) -m tests.lab.engine stop; fi
+	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab.images remove || true
+	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab.engine stop || true
 	@$(ROOT) rm -rf .lab .venv .mypy_cache .ruff_cache .pytest_cache ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec $(ROOT) rm -rf {} +
 

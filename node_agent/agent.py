@@ -36,6 +36,7 @@ from node_agent.domain.run import Outcome, Run, RunId, State
 from node_agent.domain.task import JobId, TaskId
 from node_agent.errors import (
     AccessDenied,
+    DiskFull,
     EngineUnreachable,
     NodeAgentError,
     RunClosed,
@@ -56,6 +57,9 @@ HEARTBEAT_SECONDS = 300.0
 PRESENCE_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 30.0
 GRACE_SECONDS = 10.0  # for steps in flight when the agent is asked to stop
+
+_ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "stop", "remove"})
+"""Steps that end well only when the engine answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +193,20 @@ class Agent:
     def turn(self, timeout: float) -> None:
         """Take in what came, let time do its part, set the next steps in motion."""
         for message in self._received(timeout):
-            self._reactions[type(message)](message)
+            self._react(message)
         self._timetable.run_due(self._clock.monotonic())
         self._dispatch()
+
+    def _react(self, message: Message) -> None:
+        try:
+            self._reactions[type(message)](message)
+        except DiskFull as error:
+            # The journal refused, so nothing is decided yet: a step is repeated, a listing shows the rest again.
+            if isinstance(message, StepDone):
+                self._try_again(self._runs[message.run_id], message.step, error)
+            else:
+                self._note_trouble(error)
+                self._timetable.hasten(self._poll, to=self._clock.monotonic() + RELIST_SECONDS)
 
     def _received(self, timeout: float) -> list[Message]:
         try:
@@ -229,13 +244,22 @@ class Agent:
             run = self._runs[run_id]
             step = self._choose(run)
             if step == "admit":
-                if free <= 0 or self._stopping is StopKind.DRAIN:
+                if free <= 0 or not self._may_begin(run):
                     continue
                 free -= 1
             del self._due[run_id]
             if step is not None:
                 self._busy.add(run_id)
                 self._hands.submit(step, run)
+
+    def _may_begin(self, run: Run) -> bool:
+        if self._stopping is None:
+            return True
+        # While draining only what running work waits for: without its subtasks it would never end.
+        return any(
+            other.task.id == run.task.parent_id and other.state > State.RECEIVED
+            for other in self._runs.values()
+        )
 
     def _choose(self, run: Run) -> str | None:
         if run.id in self._suspects and run.ending is None and run.state < State.FINISHED:
@@ -265,6 +289,8 @@ class Agent:
 
     def _step_succeeded(self, run: Run, step: str, result: StepResult | None) -> None:
         self._retries.pop(run.id, None)
+        if step in _ENGINE_STEPS:
+            self._engine.back()
         if step != "announce":
             self._quiet.discard(run.id)
         if isinstance(result, Advance):
@@ -294,8 +320,8 @@ class Agent:
             self._try_again(run, step, error)
         elif isinstance(error, AccessDenied):
             self._try_again(run, step, ServerUnreachable(str(error)))
-        elif run.state >= State.FINISHED:
-            self._after_the_end(run, step, error)
+        elif run.state >= State.FINISHED or step == "stop":
+            self._after_the_ending(run, step, error)
         elif isinstance(error, RunClosed):
             self._end(run, Outcome.CLOSED, str(error))
         elif isinstance(error, RunFailed):
@@ -308,8 +334,8 @@ class Agent:
                 f"The node failed in an unexpected way ({type(error).__name__}); its log says more.",
             )
 
-    def _after_the_end(self, run: Run, step: str, error: BaseException) -> None:
-        """Nothing may be lost now: what the server refuses for good is over, everything else is tried again."""
+    def _after_the_ending(self, run: Run, step: str, error: BaseException) -> None:
+        """How the run ends is decided: what the server refuses for good is over, everything else is tried again."""
         if step == "report" and isinstance(error, RunClosed):
             _log_of(run).info("report_refused", reason=str(error))
             self._move(run, Advance(State.REPORTED, {}))

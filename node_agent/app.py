@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import TypeVar
@@ -95,6 +95,10 @@ class Mailbox:
         if isinstance(message, StopAsked):
             self._stop.set()
 
+    def give_up(self) -> None:
+        """Wake everything that waits, since the agent will not start."""
+        self._stop.set()
+
     def wait_for_stop(self, seconds: float) -> bool:
         """Sleep, but wake at once when asked to stop."""
         return self._stop.wait(seconds)
@@ -161,12 +165,7 @@ class Application:
     def run(self) -> None:
         """Start everything in order, work until asked to stop, end everything in the opposite order."""
         _check_databases(self._settings)
-        with ThreadPoolExecutor(1, "site") as beside:
-            # Engine and server are asked at the same time: each may take its while.
-            prepared = beside.submit(self._until_it_works, "engine", self._prepare_site)
-            self._identity = self._until_it_works("server", self._server.identify)
-            _check_encryption(self._identity)
-            prepared.result()
+        self._meet_engine_and_server()
         self._listener = SocketListener(self._address, self._tokens, self._identity, self._post)
         self._build_agent()
         self._start_threads()
@@ -174,6 +173,22 @@ class Application:
         log.info("agent_ready", node=self._identity.node_name, organization=self._identity.organization_name)
         self._agent.run()
         self._notifier.stopping()
+
+    def _meet_engine_and_server(self) -> None:
+        """Ask both at the same time, since each may take its while; give up when either refuses for good."""
+        with ThreadPoolExecutor(2, "start") as starting:
+            site = starting.submit(self._until_it_works, "engine", self._prepare_site)
+            login = starting.submit(self._until_it_works, "server", self._identify)
+            try:
+                for done in as_completed((site, login)):
+                    done.result()
+            except BaseException:
+                self._mailbox.give_up()
+                raise
+
+    def _identify(self) -> None:
+        self._identity = self._server.identify()
+        _check_encryption(self._identity)
 
     def _prepare_site(self) -> None:
         prepared = self._site.prepare()

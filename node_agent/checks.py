@@ -74,9 +74,9 @@ def _fail(name: str, found: str, todo: str, faults: Iterable[str] = ()) -> Check
     return CheckResult(name=name, verdict=Verdict.FAIL, found=found, todo=todo, faults=tuple(faults))
 
 
-def failed(name: str, error: NodeAgentError) -> CheckResult:
-    """Turn the error a check ended with into its line."""
-    return _fail(name, error.message, error.hint, getattr(error, "faults", ()))
+def failed(name: str, error: NodeAgentError, *, todo: str = "") -> CheckResult:
+    """Turn the error a check ended with into its line; *todo* stands in for a missing hint."""
+    return _fail(name, error.message, error.hint or todo, getattr(error, "faults", ()))
 
 
 def skipped(name: str, reason: str) -> CheckResult:
@@ -194,20 +194,18 @@ def judge_firewall(*, loaded: bool, reason: str, accepted: bool) -> CheckResult:
     )
 
 
-def judge_isolation(findings: Sequence[str], *, accepted: bool) -> CheckResult:
-    """Judge what a container of ours could reach."""
-    if not findings:
-        return _fine("isolation", "a container reached the proxy and nothing else")
+def judge_isolation(refused: Sequence[str], accepted: Sequence[str]) -> CheckResult:
+    """Judge what a container of ours could reach; *accepted* is what network.accept_open_host puts up with."""
+    if refused:
+        return _fail("isolation", "algorithms would not be shut in", "Do what is said above.", refused)
     if accepted:
         return CheckResult(
             name="isolation",
             verdict=Verdict.WARNING,
-            found="algorithms can reach more than the proxy, and network.accept_open_host accepts it",
-            faults=tuple(findings),
+            found="algorithms can reach services of this host, and network.accept_open_host accepts it",
+            faults=tuple(accepted),
         )
-    return _fail(
-        "isolation", "algorithms could reach more than the proxy", "Close what is listed here.", findings
-    )
+    return _fine("isolation", "a container like a run's reached nothing")
 
 
 def judge_database(database: Database, fault: str | None) -> CheckResult:

@@ -51,29 +51,42 @@ _config_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _verbatim(*lines: str) -> str:
+    # a backspace of its own on a line tells click to leave the paragraph as it is
+    return "\n".join(["\b", *lines])
+
+
+def _examples(*lines: str) -> str:
+    return _verbatim(
+        "Examples:" if len(lines) > 1 else "Example:", *(f"  node-agent {line}" for line in lines)
+    )
+
+
+_EXIT_CODES: Final = _verbatim(
+    "Exit codes:",
+    "  0   fine                            70  bug: please report it",
+    "  1   check: something fails          75  something is away: try later",
+    "  3   status, drain: not running      77  the server denies access",
+    "  64  wrong usage                     78  the configuration needs a correction",
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXIT_CODES
+)
 @click.version_option(__version__, message="node-agent %(version)s")
 def commands() -> None:
-    r"""Run federated algorithms beside the data of one organization.
-
-    \b
-    Exit codes: 0 fine · 1 a check fails · 3 not running · 64 usage ·
-    70 bug · 75 something is away, try later · 77 access denied · 78 configuration
-    """
+    """Run federated algorithms beside the data of one organization."""
 
 
-@commands.command()
+@commands.command(epilog=_examples("run -c /etc/node-agent/alpha.yaml"))
 @_config_option
 @click.pass_obj
 def run(parts: "Parts", config: Path) -> None:
-    r"""Run the agent in the foreground.
+    """Run the agent in the foreground.
 
     SIGTERM stops the agent and leaves containers running; the next start adopts them. A second SIGTERM stops it at
     once. The log goes to standard error.
-
-    \b
-    Example:
-      node-agent run -c /etc/node-agent/alpha.yaml
     """
     from node_agent import logs
 
@@ -82,24 +95,24 @@ def run(parts: "Parts", config: Path) -> None:
     parts.run(settings)
 
 
-@commands.command()
+@commands.command(
+    epilog=_examples(
+        "check -c /etc/node-agent/alpha.yaml", "check -c /etc/node-agent/alpha.yaml --offline --json"
+    )
+)
 @_config_option
 @_json_option
 @click.option("--offline", is_flag=True, help="Leave the server out.")
 @click.pass_obj
 def check(parts: "Parts", config: Path, *, as_json: bool, offline: bool) -> None:
-    r"""Check configuration, machine, engine and server; a line for each, with what to do.
+    """Check configuration, machine and server.
 
-    Nothing is changed, and a running agent is not disturbed. Exit code 0 when nothing fails, 1 when something does,
+    Each check gives a line, with what to do when it fails. A running agent is not disturbed; without one, the
+    isolated network is made as a start would make it, and proven. Exit code 0 when nothing fails, 1 when something does,
     78 when the configuration itself is at fault.
-
-    \b
-    Examples:
-      node-agent check -c /etc/node-agent/alpha.yaml
-      node-agent check -c /etc/node-agent/alpha.yaml --offline --json
     """
     results = _checked(
-        parts, config, ("server", "clock") if offline else (), show=_ignore if as_json else _show_result
+        parts, config, ("server",) if offline else (), show=_ignore if as_json else _show_result
     )
     if as_json:
         click.echo(
@@ -107,7 +120,7 @@ def check(parts: "Parts", config: Path, *, as_json: bool, offline: bool) -> None
         )
     elif not _failing(results):
         click.echo("Everything is as it must be.")
-    if results[0].faults:
+    if _failing(results[:1]):
         raise click.exceptions.Exit(EXIT_CONFIG)
     if _failing(results):
         raise click.exceptions.Exit(EXIT_FAILING)
@@ -147,7 +160,11 @@ def _failing(results: Iterable["CheckResult"]) -> bool:
     return any(result.verdict == "fail" for result in results)
 
 
-@commands.command()
+@commands.command(
+    epilog=_examples(
+        "runs -c /etc/node-agent/alpha.yaml", "runs -c /etc/node-agent/alpha.yaml --limit 1000 --json"
+    )
+)
 @_config_option
 @_json_option
 @click.option(
@@ -155,12 +172,9 @@ def _failing(results: Iterable["CheckResult"]) -> bool:
 )
 @click.pass_obj
 def runs(parts: "Parts", config: Path, *, as_json: bool, limit: int) -> None:
-    r"""List the runs of the journal, newest first; works while the agent runs.
+    """List the runs of the journal, newest first.
 
-    \b
-    Examples:
-      node-agent runs -c /etc/node-agent/alpha.yaml
-      node-agent runs -c /etc/node-agent/alpha.yaml --limit 1000 --json
+    It works while the agent runs.
     """
     history = parts.history(parts.load_place(config).state_dir, limit)
     if as_json:
@@ -172,19 +186,16 @@ def runs(parts: "Parts", config: Path, *, as_json: bool, limit: int) -> None:
     screen.show_table(screen.run_rows(history))
 
 
-@commands.command()
+@commands.command(
+    epilog=_examples("status -c /etc/node-agent/alpha.yaml", "status -c /etc/node-agent/alpha.yaml --json")
+)
 @_config_option
 @_json_option
 @click.pass_obj
 def status(parts: "Parts", config: Path, *, as_json: bool) -> None:
-    r"""Say whether the agent is alive, online and busy, and what it owes the server.
+    """Say how the agent is.
 
-    Exit code 0 when it is running, 3 when it is not.
-
-    \b
-    Examples:
-      node-agent status -c /etc/node-agent/alpha.yaml
-      node-agent status -c /etc/node-agent/alpha.yaml --json
+    Whether it is alive, online and busy, and what it owes the server. Exit code 0 when it is running, 3 when it is not.
     """
     seen = parts.sight(parts.load_place(config).state_dir)
     click.echo(screen.as_json(screen.status_facts(seen)) if as_json else "\n".join(screen.status_lines(seen)))
@@ -192,18 +203,15 @@ def status(parts: "Parts", config: Path, *, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_NOT_RUNNING)
 
 
-@commands.command()
+@commands.command(epilog=_examples("drain -c /etc/node-agent/alpha.yaml"))
 @_config_option
 @click.pass_obj
 def drain(parts: "Parts", config: Path) -> None:
-    r"""Have the agent accept nothing new, finish and report what it has, and end; wait until it has.
+    """Finish what is here, then end the agent.
 
+    The agent accepts nothing new, finishes and reports what it has, and ends; this command waits for it.
     Ctrl-C stops the waiting, not the draining. Exit code 3 when no agent is running, 1 when it ended before
     everything was reported.
-
-    \b
-    Example:
-      node-agent drain -c /etc/node-agent/alpha.yaml
     """
     state_dir = parts.load_place(config).state_dir
     pid = parts.sight(state_dir).pid
@@ -242,35 +250,27 @@ def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
 
 @commands.group()
 def network() -> None:
-    """Set up or remove the isolated network and its firewall rule; needs root.
+    """Set up or remove the isolated network.
+
+    The network and the firewall rule that closes this host to algorithms; needs root.
 
     A service whose agent has no root rights runs `network ensure` as a root step before it starts.
     """
 
 
-@network.command()
+@network.command(epilog=_examples("network ensure -c /etc/node-agent/alpha.yaml"))
 @_config_option
 @click.pass_obj
 def ensure(parts: "Parts", config: Path) -> None:
-    r"""Create the network and the rule, or check that they are as they must be.
-
-    \b
-    Example:
-      node-agent network ensure -c /etc/node-agent/alpha.yaml
-    """
+    """Create network and rule, or check them."""
     click.echo(parts.ensure_network(parts.load_place(config)))
 
 
-@network.command()
+@network.command(epilog=_examples("network remove -c /etc/node-agent/alpha.yaml"))
 @_config_option
 @click.pass_obj
 def remove(parts: "Parts", config: Path) -> None:
-    r"""Remove the network and the rule of this agent.
-
-    \b
-    Example:
-      node-agent network remove -c /etc/node-agent/alpha.yaml
-    """
+    """Remove the network and the rule of this agent."""
     click.echo(parts.remove_network(parts.load_place(config)))
 
 

@@ -9,19 +9,17 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from node_agent import checks
+from node_agent import checks, logs
 from node_agent.checks import CheckResult, FolderFacts
 from node_agent.config import ANY_MACHINE, Settings, load
 from node_agent.errors import ConfigError, NodeAgentError
 
 if TYPE_CHECKING:
-    from node_agent.runtime.connection import EngineConnection
-    from node_agent.runtime.network import IsolatedNetwork
     from node_agent.server.address import ServerAddress
     from node_agent.service import RunningAgent
     from node_agent.store.presence import Sighting
@@ -81,23 +79,12 @@ def hold_agent(pid: int) -> "RunningAgent":
 # --- network ---------------------------------------------------------------------------------------------------
 
 
-def _connection(settings: Settings) -> "EngineConnection":
-    from node_agent.runtime.connection import EngineConnection
-
-    return EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS)
-
-
-def _network(settings: Settings) -> "IsolatedNetwork":
-    from node_agent.runtime.network import IsolatedNetwork
-
-    return IsolatedNetwork(settings.name, _connection(settings), subnet=settings.network.subnet)
-
-
 def ensure_network(settings: Settings) -> str:
     """Create network and rule, or check them; say what stands."""
-    from node_agent.runtime.network import prepare_network
+    from node_agent.site import Site
 
-    made = prepare_network(_network(settings), name=settings.name, proxy_port=settings.network.proxy_port)
+    _quiet()
+    made = Site.of(settings).prepare()
     if not made.firewall.loaded:
         raise ConfigError(
             f"The network {made.network.name} stands, but its firewall rule does not: {made.firewall.reason}.",
@@ -108,15 +95,16 @@ def ensure_network(settings: Settings) -> str:
 
 def remove_network(settings: Settings) -> str:
     """Remove network and rule; say what is gone."""
-    from node_agent.runtime.network import remove_network as remove
+    from node_agent.site import Site
 
-    firewall = remove(_network(settings), name=settings.name)
-    if not firewall.loaded:
-        raise ConfigError(
-            f"The network of {settings.name} is gone, but its firewall rule may stand: {firewall.reason}.",
-            hint="Run this command as root.",
-        )
+    _quiet()
+    Site.of(settings).remove()
     return f"The network of {settings.name} and its firewall rule are gone."
+
+
+def _quiet() -> None:
+    # the answer of a short command is its own output; what it logs on the way matters only when it fails
+    logs.set_up(level="error", form="console")
 
 
 # --- check -----------------------------------------------------------------------------------------------------
@@ -124,6 +112,7 @@ def remove_network(settings: Settings) -> str:
 
 def check(settings: Settings, skipped: Sequence[str]) -> Iterator[CheckResult]:
     """Check one thing after the other; *skipped* names what is left out."""
+    _quiet()
     pid = sight(settings.state_dir).pid
     yield from _check_place(settings)
     yield checks.judge_agent(pid)
@@ -164,8 +153,10 @@ def _check_databases(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
+    from node_agent.runtime.connection import EngineConnection
+
     try:
-        with _connection(settings).client() as client:
+        with EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS).client() as client:
             facts = client.info()
     except NodeAgentError as error:
         yield checks.failed("engine", error)
@@ -179,7 +170,27 @@ def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
 
 
 def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
-    yield checks.skipped("isolation", "to be built")
+    from node_agent.runtime.probe import Check, probe_isolation
+    from node_agent.site import Site
+
+    site = Site.of(settings)
+    accepting = settings.network.accept_open_host
+    try:
+        prepared = site.prepare()
+        yield checks.judge_firewall(
+            loaded=prepared.firewall.loaded, reason=prepared.firewall.reason, accepted=accepting
+        )
+        # no proxy listens while no agent runs
+        plan = replace(site.plan(prepared), proxy_port=None)
+        report = probe_isolation(site.connection, site.engine, prepared.network, plan)
+    except NodeAgentError as error:
+        yield checks.failed("isolation", error)
+        return
+    refused = report.without(frozenset({Check.HOST}) if accepting else frozenset()).findings
+    accepted = [finding for finding in report.findings if finding not in refused]
+    yield checks.judge_isolation(
+        [str(finding) for finding in refused], [str(finding) for finding in accepted]
+    )
 
 
 def _check_server(settings: Settings) -> Iterator[CheckResult]:
@@ -193,7 +204,7 @@ def _check_server(settings: Settings) -> Iterator[CheckResult]:
     try:
         yield checks.judge_identity(server.identify())
     except NodeAgentError as error:
-        yield checks.failed("server", error)
+        yield checks.failed("server", error, todo="Check server.url, and that this machine may reach it.")
         return
     finally:
         server.close()

@@ -8,11 +8,15 @@ import queue
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import structlog
+
 from node_agent.domain.messages import ListingFailed, Message, RunsListed
 from node_agent.domain.ports import Clock, OpenRun, RunFolders, Server
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import NodeAgentError
+from node_agent.errors import NodeAgentError, Transient
+
+log = structlog.get_logger()
 
 _EVERYTHING = None
 
@@ -57,8 +61,12 @@ class Lister:
             runs = tuple(self._without_inputs(self._server.open_runs(task_id)))
         except NodeAgentError as error:
             self._post(ListingFailed(error, task_id))
-            return
-        self._post(RunsListed(runs, complete=task_id is _EVERYTHING, asked_at=asked_at))
+        except Exception as error:
+            # A listing that stumbles over one run must not be the last one.
+            log.exception("listing_bug")
+            self._post(ListingFailed(Transient(f"A listing failed ({type(error).__name__})."), task_id))
+        else:
+            self._post(RunsListed(runs, complete=task_id is _EVERYTHING, asked_at=asked_at))
 
     def _without_inputs(self, runs: Iterator[OpenRun]) -> Iterator[OpenRun]:
         for run in runs:

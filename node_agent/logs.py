@@ -21,6 +21,7 @@ from node_agent.domain.task import TaskId
 
 MASK: Final = "***"
 LONGEST_VALUE: Final = 2048
+SHORTEST_SECRET: Final = 6
 LONGEST_TRACE: Final = 32 * 1024
 _DEPTH: Final = 4
 
@@ -44,7 +45,45 @@ _LEVELS: Mapping[str, int] = {
 _LIBRARIES = ("requests", "urllib3", "docker", "socketio", "engineio", "waitress", "werkzeug", "websocket")
 
 EVENTS: Mapping[str, str] = {
+    "agent_bug": "The agent ends because of a mistake of its own; the traceback belongs to a report of it.",
+    "agent_ended": "The agent ends with an error that the operator can correct; `hint` says how.",
+    "agent_ready": "The agent is logged in, the network is proven, work begins.",
+    "agent_starting": "The agent starts.",
+    "agent_stopped": "The agent has ended as asked.",
+    "database_columns_unknown": "The column names of a database could not be read; the server is not told any.",
+    "engine_back": "The container engine answers (again).",
+    "engine_lost": "The container engine does not answer; it is asked again until it does.",
+    "event_dropped": "A courtesy message to the server was not sent.",
+    "event_ignored": "The server sent an event that cannot be understood.",
+    "heartbeat": "Every five minutes: what is waiting, working and owed, and what is away.",
+    "image_pull_progress": "How far the pull of a run's image is, in bytes.",
+    "isolation_open": "The proof of isolation found something open.",
+    "isolation_proven": "A container like a run's could reach nothing it must not reach.",
     "library_message": "A library below the agent said something; `logger` names it.",
+    "listing_bug": "Asking the server for open runs failed because of a mistake of ours; it is asked again.",
+    "proxy_failed": "A call of an algorithm failed because of a mistake of ours; the algorithm got 500.",
+    "proxy_listening": "The proxy can be reached by algorithms.",
+    "proxy_refused": "A call of an algorithm was refused by the proxy.",
+    "proxy_request": "A call of an algorithm was passed to the server.",
+    "report_refused": "The server takes no final report for this run any more; the run is over.",
+    "run_advanced": "A run moved to its next state.",
+    "run_ending": "It is decided that and how a run ends; its container is stopped if it has one.",
+    "run_ignored": "The server listed something that cannot be understood as a run.",
+    "run_listed_after_its_end": "The server still lists a run that is over here.",
+    "run_received": "The server has a new run for this node.",
+    "runs_taken_up": "After a start: how many runs the journal holds that are not over.",
+    "server_back": "The server answers (again).",
+    "server_lost": "The server does not answer; it is asked again until it does.",
+    "server_offline": "The connection for events is gone; it is made again.",
+    "server_online": "The connection for events stands, the node is shown online.",
+    "slot_lent_to_subtasks": "A run created subtasks; while it may wait for them it holds no slot.",
+    "socket_closed": "The library stumbled while a connection for events ended.",
+    "step_bug": "A step of a run failed because of a mistake of ours.",
+    "step_postponed": "A step of a run could not be done now and is tried again.",
+    "stop_asked": "Somebody asked the agent to end; `how` is stop, now or drain.",
+    "strays_removed": "Containers and folders of ours that belong to no open run were removed.",
+    "sweep_bug": "Looking for strays failed because of a mistake of ours.",
+    "trouble": "Something outside is in the way; the same thing is tried again.",
 }
 """Every event name the agent writes, with what it says; the documentation lists the same."""
 
@@ -80,7 +119,8 @@ def say_ended(message: str, *, hint: str, faults: Iterable[str]) -> None:
 
 
 def _common(secrets: Iterable[Secret]) -> list[Processor]:
-    known = tuple(secret.reveal() for secret in secrets if secret.reveal())
+    # a shorter one would be found in half of all words
+    known = tuple(secret.reveal() for secret in secrets if len(secret.reveal()) >= SHORTEST_SECRET)
     return [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -6,7 +6,8 @@ them may steer the terminal.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ def _cell(key: str, value: Any) -> str:
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Show rows, the heading first."""
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         _draw_rich(rows)
     else:
         _draw_plain(rows)
@@ -150,11 +151,14 @@ def _owed(said: Any) -> str:
     return f"owed    {said.owed} final reports, the oldest since {moment(said.oldest_owed_at)}"
 
 
+_SIGNS: Mapping[str, tuple[str, str]] = {
+    "ok": ("✓", "green"),
+    "warning": ("!", "yellow"),
+    "fail": ("✗", "red"),
+}
+
+
 def mark(verdict: str) -> str:
     """Give the sign of a verdict, in colour where there is colour."""
-    signs: Mapping[str, Callable[[], str]] = {
-        "ok": lambda: click.style("✓", fg="green"),
-        "warning": lambda: click.style("!", fg="yellow"),
-        "fail": lambda: click.style("✗", fg="red"),
-    }
-    return signs[verdict]()
+    sign, colour = _SIGNS[verdict]
+    return click.style(sign, fg=colour)

@@ -25,6 +25,7 @@ from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
 from node_agent.domain.policy import Answer, judge_image, matching_relaxation, parse_image
 from node_agent.domain.ports import Clock, Databases, FinalReport, RunFolders, Runtime, Server
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.symptoms import likely_limit
 from node_agent.errors import (
     ContainerLost,
     ImageMissing,
@@ -106,8 +107,10 @@ def pull(run: Run, ports: Ports) -> StepResult:
     except RegistryUnreachable as error:
         if ports.clock.now() < (run.claimed_at or 0) + ports.settings.registry_patience:
             raise
+        patience = ports.settings.registry_patience
         raise ImageMissing(
-            f"The registry of {run.task.image} cannot be reached from this node: {error.message}"
+            f"{error.message} This node kept asking for {patience:.0f} seconds.",
+            hint="Is the registry's name right? If so, try again later or ask the owner of the node.",
         ) from error
     verdict = judge_image(run.task.image, ports.settings.algorithms, digest=image.digest)
     if verdict.answer is not Answer.YES:
@@ -194,6 +197,9 @@ def observe(run: Run, ports: Ports) -> StepResult:
         return Wait({})
     _capture_log(run, ports)
     ports.folders.capture_output(run.id, limit=ports.settings.output_size)
+    if report.exit_code == _KILLED and not report.out_of_memory:
+        # The engine may learn why only after it learned that.
+        report = ports.runtime.inspect(report.id) or report
     return Advance(State.CAPTURED, _end_of(report, ports))
 
 
@@ -241,22 +247,38 @@ def _outcome(run: Run) -> Outcome:
 
 
 def _reason(run: Run, outcome: Outcome, ports: Ports) -> str:
+    allowed = f"this node allows {ports.settings.limits.memory:,} bytes (limits.memory)"
     if outcome is Outcome.OUT_OF_MEMORY:
-        allowed = f"{ports.settings.limits.memory:,} bytes (limits.memory)"
-        return f"The algorithm ran out of memory and was ended by the engine; this node allows {allowed}."
+        return f"The algorithm ran out of memory and was ended by the engine; {allowed}."
+    if run.exit_code == _KILLED:
+        # Not every engine tells why; hardly anything else kills from outside.
+        return (
+            f"The algorithm was killed (exit code 137), most likely because it ran out of memory; {allowed}."
+        )
     if outcome is Outcome.CRASHED:
-        return f"The algorithm ended with exit code {run.exit_code}{_signal_name(run.exit_code)}."
+        ended = f"The algorithm ended with exit code {run.exit_code}{_signal_name(run.exit_code)}."
+        return ended + likely_limit(_end_of_log(run, ports), ports.settings.limits)
     result = ports.folders.result_path(run.id)
     if result is None or result.stat().st_size == 0:
         return "The algorithm ended without an error but wrote no output."
     return ""
 
 
+def _end_of_log(run: Run, ports: Ports) -> str:
+    log = ports.folders.final_log(run.id, "")
+    if log is None:
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TELLING_BYTES))
+        return file.read(_TELLING_BYTES).decode(errors="replace")
+
+
+_KILLED = 137
+_TELLING_BYTES = 4096  # what an algorithm dies of stands at the end
 _SIGNALS: Mapping[int, str] = MappingProxyType(
     {
         132: " (illegal instruction)",
         134: " (aborted itself)",
-        137: " (killed)",
         139: " (segmentation fault)",
         143: " (asked to end)",
         153: " (wrote a file larger than limits.output_size)",
@@ -278,6 +300,10 @@ def stop(run: Run, ports: Ports) -> StepResult:
     return Advance(State.FINISHED, {"outcome": run.ending, "finished_at": ports.clock.now()})
 
 
+_WITH_RESULT = frozenset({Outcome.COMPLETED, Outcome.CRASHED, Outcome.OUT_OF_MEMORY})
+"""Outcomes that only the filter gives: a result that never passed it stays here."""
+
+
 def report(run: Run, ports: Ports) -> StepResult:
     """Deliver the one final message; what the server refuses for good is over too."""
     if run.outcome is Outcome.CLOSED:
@@ -285,7 +311,7 @@ def report(run: Run, ports: Ports) -> StepResult:
     finished_at = run.finished_at or ports.clock.now()
     final = FinalReport(
         status=status_of(run),
-        result=ports.folders.result_path(run.id),
+        result=ports.folders.result_path(run.id) if run.outcome in _WITH_RESULT else None,
         log=ports.folders.final_log(run.id, _note(run)),
         started_at=run.claimed_at or finished_at,
         finished_at=finished_at,

@@ -43,7 +43,7 @@ class Source:
         place = tuple(loc)
         while place and place not in self.lines:
             place = place[:-1]
-        return self.lines.get(place, 0)
+        return self.lines[place] if place else 0
 
     def text_of(self, loc: Sequence[int | str]) -> str:
         """Give a value as it is written in the file."""
@@ -71,7 +71,7 @@ def _compose(content: bytes) -> yaml.Node:
     except UnicodeDecodeError as error:
         raise DocumentError("the file is not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise DocumentError(_yaml_text(error)) from error
+        raise DocumentError(_yaml_text(error, content.decode())) from error
     except RecursionError as error:
         raise DocumentError("the file is nested too deeply") from error
     if node is None:
@@ -79,12 +79,15 @@ def _compose(content: bytes) -> yaml.Node:
     return node
 
 
-def _yaml_text(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+def _yaml_text(error: yaml.YAMLError, text: str) -> str:
     # the problem alone: the library's full text repeats the line, which may hold a secret
-    problem = getattr(error, "problem", None) or "not valid YAML"
-    return f"{place}{problem}"
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is not valid YAML"
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(problem)
+    line = "".join(text.splitlines()[mark.line : mark.line + 1])
+    advice = "; between { } a value with ${…} needs quotes" if "${" in line else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{advice}"
 
 
 class _Reader:

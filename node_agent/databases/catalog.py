@@ -46,9 +46,13 @@ class Catalog:
 
     def _find(self, label: str) -> Database:
         if label not in self._by_label:
-            known = ", ".join(self._by_label) or "none"
             raise DatabaseMissing(
-                f"This node has no database with the label '{label}'. Its databases: {known}.",
-                hint="Ask for one of these labels; upper and lower case matter.",
+                f"This node has no database with the label '{label}'.", hint=self._known_labels()
             )
         return self._by_label[label]
+
+    def _known_labels(self) -> str:
+        if not self._by_label:
+            return "It has no database at all."
+        known = ", ".join(self._by_label)
+        return f"Its databases: {known}. Ask for one of these labels; upper and lower case matter."

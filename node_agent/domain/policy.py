@@ -14,7 +14,8 @@ from node_agent.domain.container import Relaxation
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _REFERENCE = re.compile(
-    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._\-]*(?::[0-9]+(?=/))?(?:/[a-z0-9._\-]+)*)"
+    # a part begins and ends with a letter or digit: `..` would be a way around a rule
+    r"(?P<name>[A-Za-z0-9]+(?:[._\-]+[A-Za-z0-9]+)*(?::[0-9]+(?=/))?(?:/[a-z0-9]+(?:[._\-]+[a-z0-9]+)*)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?\Z"
 )

@@ -101,7 +101,7 @@ class Server(Protocol):
         """Tell whether the server still wants this run."""
 
     def claim(self, run_id: RunId, *, at: float) -> None:
-        """Tell the server that this node takes the run. Raises RunClosed."""
+        """Tell the server that this node takes the run. Raises RunClosed, RunFailed."""
 
     def announce(self, run_id: RunId, status: Status) -> None:
         """Tell the server an intermediate status. Raises RunClosed."""

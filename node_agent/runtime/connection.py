@@ -46,11 +46,21 @@ class EngineConnection:
             yield self._client()
 
     def _client(self) -> APIClient:
-        found: APIClient | None = getattr(self._of_thread, "client", None)
+        found: _OwnClient | None = getattr(self._of_thread, "client", None)
         if found is None:
-            found = APIClient(version="auto", timeout=int(self._seconds), **self._where)
+            found = _OwnClient(APIClient(version="auto", timeout=int(self._seconds), **self._where))
             self._of_thread.client = found
-        return found
+        return found.client
+
+
+class _OwnClient:
+    """A thread's client, closed when the thread ends or the connection is let go."""
+
+    def __init__(self, client: APIClient) -> None:
+        self.client = client
+
+    def __del__(self) -> None:
+        self.client.close()
 
 
 @contextmanager

@@ -129,10 +129,13 @@ class DockerEngine:
 
         look_up()
         with self._connection.client() as client:
-            response = self._open_pull(client, image)
-            _raise_refused(reference, response)
             try:
-                for line in lines_of(response, patience=self._pull_patience, tick=PULL_TICK, on_tick=look_up):
+                for line in lines_of(
+                    lambda: self._open_pull(reference, image),
+                    patience=self._pull_patience,
+                    tick=PULL_TICK,
+                    on_tick=look_up,
+                ):
                     story.read(line)
             except StreamStalled as error:
                 raise RegistryUnreachable(
@@ -141,14 +144,17 @@ class DockerEngine:
             look_up()
             return self._verified(client, image, story.digest)
 
-    def _open_pull(self, client: APIClient, image: ImageName) -> requests.Response:
-        return client.post(
-            _url(client, "/images/create"),
-            params={"fromImage": image.name, "tag": image.digest or image.tag or "latest"},
-            headers=login_header(image, self._logins),
-            stream=True,
-            timeout=(client.timeout, self._pull_patience + 10),
-        )
+    def _open_pull(self, reference: str, image: ImageName) -> requests.Response:
+        with self._connection.client() as client:
+            response = client.post(
+                _url(client, "/images/create"),
+                params={"fromImage": image.name, "tag": image.digest or image.tag or "latest"},
+                headers=login_header(image, self._logins),
+                stream=True,
+                timeout=(client.timeout, self._pull_patience + 10),
+            )
+        _raise_refused(reference, response)
+        return response
 
     def _verified(self, client: APIClient, image: ImageName, announced: str | None) -> PinnedImage:
         try:

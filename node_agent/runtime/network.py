@@ -45,7 +45,7 @@ class IsolatedNetwork:
         """Create the network, or adopt ours after checking that it is as it must be."""
         with self._connection.client() as client:
             found = _find(client, self._name) or self._created(client)
-        faults = _faults(found, agent=self._agent, subnet=self._subnet)
+        faults = network_faults(found, agent=self._agent, subnet=self._subnet)
         if faults:
             raise ConfigError(
                 f"The container network {self._name} is not as it must be: {'; '.join(faults)}.",
@@ -141,7 +141,8 @@ def _engine_subnets(networks: Iterable[Mapping[str, Any]]) -> list[IPv4Network]:
     ]
 
 
-def _faults(found: Mapping[str, Any], *, agent: str, subnet: str | None) -> list[str]:
+def network_faults(found: Mapping[str, Any], *, agent: str, subnet: str | None) -> list[str]:
+    """Say in which points the engine's description of a network is not what it must be."""
     options = found.get("Options") or {}
     labels = found.get("Labels") or {}
     addresses = (found.get("IPAM") or {}).get("Config") or []

@@ -102,7 +102,7 @@ def probe_isolation(
         with _Canary() as canary, _probes(connection, engine, plan) as probes:
             neighbour = probes.start_neighbour(network)
             seen = probes.look(_doors(network, plan, canary, neighbour))
-            return ProbeReport(tuple(_judge(seen, canary.heard(), plan)))
+            return ProbeReport(tuple(judge(seen, canary.heard(), plan)))
     except StartFailed as error:
         return ProbeReport((_not_carried_out(str(error)),))
 
@@ -306,7 +306,8 @@ def _import_empty(client: APIClient) -> None:
 # --- what it means --------------------------------------------------------------------------------------------
 
 
-def _judge(seen: Mapping[str, Any], heard: frozenset[str], plan: ProbePlan) -> Iterator[Finding]:
+def judge(seen: Mapping[str, Any], heard: frozenset[str], plan: ProbePlan) -> Iterator[Finding]:
+    """Say what is wrong with what the probe saw from inside and what the canary heard outside."""
     reached = {key for key, answer in seen["reached"].items() if answer != "closed"} | heard
     yield from _open_host(reached, plan)
     yield from _open_network(seen, reached)

@@ -21,19 +21,21 @@ class StreamStalled(Exception):
 
 
 def lines_of(
-    response: requests.Response, *, patience: float, tick: float, on_tick: Callable[[], None]
+    ask: Callable[[], requests.Response], *, patience: float, tick: float, on_tick: Callable[[], None]
 ) -> Iterator[bytes]:
-    """Yield the lines of *response*; call *on_tick* every *tick* seconds, which may end the reading by raising.
+    """Yield the lines of the answer to *ask*; call *on_tick* every *tick* seconds, which may end it by raising.
 
-    Raises StreamStalled when no line came for *patience* seconds.
+    *ask* is called in a thread of its own, and what it raises is raised here. Raises StreamStalled when no line came
+    for *patience* seconds.
     """
-    # A blocked read cannot look up, so a thread reads. It lives only as long as this answer: closing wakes it.
-    items: SimpleQueue[_Item] = SimpleQueue()
-    threading.Thread(target=_read, args=(response, items), name="engine-stream", daemon=True).start()
+    # A blocked read cannot look up, and the engine may be silent even before the first word of its answer: so a thread
+    # asks and reads. It lives only as long as this answer.
+    reading = _Reading(ask)
+    threading.Thread(target=reading.run, name="engine-stream", daemon=True).start()
     try:
-        yield from _yielding(items, patience=patience, tick=tick, on_tick=on_tick)
+        yield from _yielding(reading.items, patience=patience, tick=tick, on_tick=on_tick)
     finally:
-        _hang_up(response)
+        reading.leave()
 
 
 def _yielding(
@@ -64,21 +66,41 @@ def _next(items: "SimpleQueue[_Item]", *, seconds: float) -> _Item:
         return b""
 
 
-def _read(response: requests.Response, items: "SimpleQueue[_Item]") -> None:
-    rest = b""
-    try:
-        for chunk in response.raw.stream(64 * 1024, decode_content=False):
+class _Reading:
+    """Asks, and reads the answer line by line until its end or until nobody wants it any more."""
+
+    def __init__(self, ask: Callable[[], requests.Response]) -> None:
+        self.items: SimpleQueue[_Item] = SimpleQueue()
+        self._ask = ask
+        self._left = threading.Event()
+        self._response: requests.Response | None = None
+
+    def run(self) -> None:
+        """Put lines, then None; or the error that ended it."""
+        try:
+            self._response = self._ask()
+            with self._response:
+                self._read(self._response)
+            self.items.put(None)
+        except Exception as error:  # noqa: BLE001 - it is raised again in the thread that wanted the lines
+            self.items.put(error)
+
+    def _read(self, response: requests.Response) -> None:
+        rest = b""
+        for chunk in response.iter_content(chunk_size=None):
+            if self._left.is_set():
+                return
             *lines, rest = (rest + chunk).split(b"\n")
             for line in filter(None, map(bytes.strip, lines)):
-                items.put(line)
+                self.items.put(line)
             rest = rest[:LONGEST_LINE]
-        items.put(rest.strip() or None)
-        items.put(None)
-    except Exception as error:  # noqa: BLE001 - it is raised again in the thread that wanted the lines
-        items.put(error)
+        if rest.strip():
+            self.items.put(rest.strip())
 
-
-def _hang_up(response: requests.Response) -> None:
-    with suppress(AttributeError, ValueError, RuntimeError, OSError):
-        response.raw.shutdown()  # urllib3 before 2.3 lacks it; then the read time limit ends the thread
-    response.close()
+    def leave(self) -> None:
+        """Wake the reading thread, so that it hangs up and ends."""
+        self._left.set()
+        if self._response is not None:
+            # Before version 2.3 urllib3 lacks it; then the thread ends with the read time limit.
+            with suppress(AttributeError, ValueError, RuntimeError, OSError):
+                self._response.raw.shutdown()

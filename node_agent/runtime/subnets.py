@@ -31,10 +31,11 @@ def routed_networks() -> tuple[IPv4Network, ...]:
 
     Wide routes are left out: whoever routes 10.0.0.0/8 to a company network means what is not more precisely known.
     """
-    return tuple(route for route in _parsed_routes(_text(_ROUTES)) if route.prefixlen >= _LITTLE * 2)
+    return tuple(route for route in parsed_routes(_text(_ROUTES)) if route.prefixlen >= _LITTLE * 2)
 
 
-def _parsed_routes(text: str) -> Iterator[IPv4Network]:
+def parsed_routes(text: str) -> Iterator[IPv4Network]:
+    """Read the kernel's table of routes."""
     for line in text.splitlines()[1:]:
         fields = line.split()
         if len(fields) > 7:  # noqa: PLR2004 - destination and mask are columns 1 and 7

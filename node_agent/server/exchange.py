@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 import requests
+import structlog
 from requests.exceptions import (
     ConnectTimeout,
     ProxyError,
@@ -25,6 +26,8 @@ from requests.exceptions import (
 from node_agent.domain.secret import Secret
 from node_agent.errors import ServerUnreachable
 from node_agent.server.address import ServerAddress, ServerSession, rest_session
+
+log = structlog.get_logger()
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
@@ -131,14 +134,14 @@ class Exchange:
 
     def send(self, call: Call) -> Reply:
         """Send one call once. Raises ServerUnreachable."""
+        started = time.monotonic()
         try:
-            response = self._request(call)
-            try:
-                return self._read(call, response)
-            finally:
-                response.close()
+            with self._request(call) as response:
+                reply = self._read(call, response)
         except RequestException as error:
             raise ServerUnreachable(f"{call} at {self.address.rest}: {_reason(error)}") from error
+        log.debug("server_call", call=str(call), status=reply.status, ms=_milliseconds_since(started))
+        return reply
 
     def close(self) -> None:
         """Close every connection; calls after this open new ones."""
@@ -181,6 +184,10 @@ class Exchange:
             body=body,
             total=total,
         )
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)
 
 
 def _unwanted(call: Call, response: requests.Response) -> bool:

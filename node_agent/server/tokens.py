@@ -20,6 +20,7 @@ RENEW_BEFORE = 600.0
 _KEY_HINT = (
     "Check `server.api_key` or `server.api_key_file`, and that `server.url` names the server the key is from."
 )
+_URL_HINT = "Check `server.url`: it must name the API's base."
 _KEY_REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _PASSING = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS},
@@ -111,7 +112,8 @@ class Tokens:
     def _accepted(self, reply: Reply) -> _Pair:
         if reply.status not in {HTTPStatus.OK, HTTPStatus.CREATED}:
             text = f"{reply.call} was answered with {reply.status}: {reply.excerpt()}"
-            raise ServerUnreachable(text, hint="Check `server.url`: it must name the API's base.")
+            away = reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            raise ServerUnreachable(text, hint="" if away else _URL_HINT)
         access, refresh = wire.parse_tokens(reply)
         claims = wire.parse_claims(_claims_part(access))
         lifetime = float("inf") if claims.lifetime is None else max(claims.lifetime, 0.0)

@@ -61,22 +61,32 @@ class SqliteJournal:
         self._path = state_dir / FILE_NAME
         with _journal_errors(self._path):
             self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            migrate(self._connection, self._path)
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
         self._path.chmod(0o600)
+
+    def _prepare(self) -> None:
+        self._connection.row_factory = sqlite3.Row
+        # The version first: a file that is not for us is not touched.
+        migrate(self._connection, self._path)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
 
     def load(self) -> list[Run]:
         """Give every run that is not REMOVED, oldest first."""
-        rows = self._connection.execute("SELECT * FROM run WHERE state < 9 ORDER BY run_id")
-        return [_to_run(row) for row in rows]
+        with _journal_errors(self._path):
+            rows = self._connection.execute("SELECT * FROM run WHERE state < 9 ORDER BY run_id")
+            return [_to_run(row) for row in rows]
 
     def knows(self, run_id: RunId) -> bool:
         """Tell whether the run was ever received."""
-        row = self._connection.execute("SELECT 1 FROM run WHERE run_id = ?", (run_id,)).fetchone()
-        return row is not None
+        with _journal_errors(self._path):
+            row = self._connection.execute("SELECT 1 FROM run WHERE run_id = ?", (run_id,)).fetchone()
+            return row is not None
 
     def insert(self, run: Run) -> bool:
         """Record a new run; False when the id is known already."""
@@ -105,10 +115,12 @@ class SqliteJournal:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # On a full disk SQLite may have rolled back by itself.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
 
 def read_history(state_dir: Path, limit: int) -> list[dict[str, Any]]:
@@ -174,8 +186,8 @@ def _to_row(run: Run) -> dict[str, Any]:
         "state": int(run.state),
         "ending": run.ending,
         "outcome": run.outcome,
-        "reason": run.reason,
-        "fault": run.fault,
+        "reason": _storable(run.reason),
+        "fault": _storable(run.fault),
         "announced": run.announced,
         "claimed_at": run.claimed_at,
         "digest": run.digest,
@@ -188,6 +200,11 @@ def _to_row(run: Run) -> dict[str, Any]:
         "has_subtasks": run.has_subtasks,
         "finished_at": run.finished_at,
     }
+
+
+def _storable(text: str) -> str:
+    """Replace what UTF-8 cannot hold: a text may quote what somebody else sent."""
+    return text.encode(errors="replace").decode()
 
 
 def _to_run(row: sqlite3.Row) -> Run:

@@ -9,6 +9,8 @@ from typing import TextIO
 
 from node_agent.errors import ConfigError
 
+_ASKERS = 128
+"""How many refused agents learn our process id; later ones are refused all the same."""
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: what SO_PEERCRED gives
 
 
@@ -18,8 +20,12 @@ class AgentLock:
     def __init__(self, name: str, state_dir: Path) -> None:
         self._name = name
         self._file = _open_lock_file(state_dir / "lock", name)
-        # The same name with another state directory would fight over the same containers.
-        self._socket = _claim_name(name)
+        try:
+            # The same name with another state directory would fight over the same containers.
+            self._socket = _claim_name(name)
+        except BaseException:
+            self._file.close()
+            raise
 
     def release(self) -> None:
         """Let the next agent in."""
@@ -32,8 +38,9 @@ def _open_lock_file(path: Path, name: str) -> TextIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        raise _refusal(name, file.read(16).strip()) from error
+        with file:
+            file.seek(0)
+            raise _refusal(name, file.read(16).strip()) from error
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
@@ -45,7 +52,7 @@ def _claim_name(name: str) -> socket.socket:
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         claim.bind(address)
-        claim.listen(1)
+        claim.listen(_ASKERS)
     except OSError as error:
         claim.close()
         raise _refusal(name, _holder_of(address)) from error
@@ -54,6 +61,8 @@ def _claim_name(name: str) -> socket.socket:
 
 def _holder_of(address: str) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        # Nobody takes these calls; when too many wait, one more must not wait with them.
+        asking.setblocking(False)
         try:
             asking.connect(address)
         except OSError:

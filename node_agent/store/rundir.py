@@ -13,12 +13,12 @@ links, and only ordinary files are taken. Files of ours are written to a tempora
 
 import errno
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from secrets import token_hex
+from typing import BinaryIO
 
 from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
@@ -27,6 +27,8 @@ from node_agent.domain.task import JobId
 from node_agent.errors import DiskFull, OutputTooLarge
 
 _BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES})
+_DEEPEST = 100  # each level of a walk costs an open descriptor
 _SMALLEST = 4096  # what an entry costs at least, so that a million empty files count
 
 
@@ -112,7 +114,7 @@ class DiskRunFolders:
         content = captured.read_bytes() if captured.exists() else b""
         if content and note and not content.endswith(b"\n"):
             content += b"\n"
-        content += note.encode()
+        content += note.encode(errors="replace")
         if not content:
             return None
         with _disk_errors():
@@ -154,8 +156,12 @@ class DiskRunFolders:
 
 
 def _numbered(root: Path, before: float) -> list[int]:
-    folders = [path for path in root.iterdir() if path.name.isdigit()]
-    return [int(path.name) for path in folders if path.stat().st_mtime < before]
+    old = []
+    for path in root.iterdir():
+        with suppress(FileNotFoundError):  # a step may be removing it now
+            if path.name.isdecimal() and path.stat().st_mtime < before:
+                old.append(int(path.name))
+    return old
 
 
 def _task_name(run_id: RunId) -> str:
@@ -184,65 +190,78 @@ def _sync_folder(path: Path) -> None:
 @contextmanager
 def _opened_output(mount: Path, task: str) -> Iterator[tuple[int, int | None]]:
     """Open the task folder and the output in it, step by step and without following a link."""
-    opened: list[int] = []
-    try:
-        for name, at in ((str(mount), None), (task, 0)):
-            opened.append(
-                os.open(
-                    name,
-                    os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW,
-                    dir_fd=None if at is None else opened[at],
-                )
-            )
-        yield opened[-1], _open_plain_file("output", opened[-1], opened)
-    except (FileNotFoundError, NotADirectoryError):
-        yield -1, None
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-
-
-def _open_plain_file(name: str, folder: int, opened: list[int]) -> int | None:
-    """Open an ordinary file; a link, a pipe, a device or nothing at all gives None."""
-    try:
+    with ExitStack() as opened:
+        outer = _open_unfollowed(str(mount), os.O_DIRECTORY, None, opened)
+        folder = None if outer is None else _open_unfollowed(task, os.O_DIRECTORY, outer, opened)
         # O_NONBLOCK: a pipe in place of the output must not hold us up.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        output = None if folder is None else _open_unfollowed("output", os.O_NONBLOCK, folder, opened)
+        if folder is None or output is None or not stat.S_ISREG(os.fstat(output).st_mode):
+            yield -1, None
+        else:
+            yield folder, output
+
+
+def _open_unfollowed(name: str, flags: int, folder: int | None, opened: ExitStack) -> int | None:
+    """Open for reading; a link, something of another kind, or nothing at all gives None."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=folder)
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES}:
+        if error.errno in _NOT_THERE:
             return None
         raise
-    opened.append(descriptor)
-    return descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _tree_size(root: Path) -> int:
     total = 0
-    for _, folders, files, descriptor in os.fwalk(root, follow_symlinks=False):
-        for name in (*folders, *files):
-            with suppress(FileNotFoundError):
-                entry = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                total += max(entry.st_blocks * _BLOCK, _SMALLEST)
+    # The walk starts by opening the root, which may be gone or locked by the algorithm.
+    with suppress(FileNotFoundError, PermissionError):
+        for place, folders, files, descriptor in os.fwalk(root, follow_symlinks=False):
+            _check_depth(root, place)
+            total += sum(_entry_size(name, descriptor) for name in (*folders, *files))
     return total
 
 
+def _check_depth(root: Path, place: str) -> None:
+    if place.count(os.sep) - str(root).count(os.sep) > _DEEPEST:
+        raise OutputTooLarge(
+            f"The algorithm was stopped: it nested folders more than {_DEEPEST} deep, "
+            "and this node cannot count what lies in them."
+        )
+
+
+def _entry_size(name: str, folder: int) -> int:
+    with suppress(FileNotFoundError):
+        entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return max(entry.st_blocks * _BLOCK, _SMALLEST)
+    return 0
+
+
 def _remove_tree(root: Path) -> None:
+    """Remove a tree however deep: what lies in an inner folder is first lifted up to *root*."""
     with suppress(FileNotFoundError), _disk_errors():
-        shutil.rmtree(root, onerror=_unlock_and_retry)
+        root.chmod(0o700)
+        while inner := _folders_left(root):
+            for folder in inner:
+                for nested in _folders_left(folder):
+                    nested.rename(root / f".lifted-{token_hex(16)}")
+                folder.rmdir()
+        root.rmdir()
 
 
-def _unlock_and_retry(function: Callable[..., Any], path: str, error: Any) -> None:
-    """Give back the rights an algorithm took from its own folders, then try again."""
-    if isinstance(error[1], FileNotFoundError):
-        return
-    if not isinstance(error[1], PermissionError) or Path(path).is_symlink():
-        raise error[1]
-    Path(path).parent.chmod(0o700)
-    if Path(path).is_dir():
-        Path(path).chmod(0o700)
-    if function in {os.unlink, os.rmdir}:
-        function(path)
-    else:
-        shutil.rmtree(path)
+def _folders_left(folder: Path) -> list[Path]:
+    """Delete everything in *folder* but the folders in it, and give those, unlocked."""
+    with os.scandir(folder) as entries:
+        everything = list(entries)
+    folders = [Path(entry) for entry in everything if entry.is_dir(follow_symlinks=False)]
+    for entry in everything:
+        if not entry.is_dir(follow_symlinks=False):
+            Path(entry).unlink()
+    for inner in folders:
+        # The algorithm may have taken the rights to its own folders away.
+        inner.chmod(0o700)
+    return folders
 
 
 @contextmanager

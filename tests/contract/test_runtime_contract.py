@@ -20,7 +20,7 @@ from node_agent.domain.ports import Runtime
 from node_agent.domain.run import ContainerId, RunId
 from node_agent.errors import ContainerLost, ImageMissing, RunClosed, StartFailed
 from tests.doubles.fake_runtime import Ending, FakeRuntime, behaviour_by_command
-from tests.integration.machine import LIMITS, EngineError, Machine, machine
+from tests.integration.machine import LIMITS, EngineError, Machine, machine, small_image
 from tests.lab.registry import Pushed, Registry, registry
 
 PYTHON = ("python3", "-S", "-u", "-c")
@@ -108,7 +108,7 @@ class RealStage:
 @contextmanager
 def real_parts() -> Iterator[tuple[Machine, Registry, Pushed]]:
     with machine(f"contract-{os.getpid()}") as place, registry() as shop:
-        source = place.client.images.get(place.image_id).tags[0]
+        source = small_image(place.client, place.name, "algorithm")
         yield place, shop, shop.push(place.client, source, f"contract-{os.getpid()}:1")
 
 

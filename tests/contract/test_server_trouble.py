@@ -1,10 +1,20 @@
 """What the agent does when the server, or the way to it, is in trouble; over real connections on loopback."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
+import certifi
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from node_agent.domain.messages import KillRequested, Message, ServerOffline, ServerOnline, TaskHinted
 from node_agent.domain.ports import FinalReport, NodeIdentity
@@ -21,8 +31,8 @@ from tests.doubles.fake_server import FakeServer, Fault
 
 
 class Agent:
-    def __init__(self, fake: FakeServer) -> None:
-        self.address = ServerAddress.of(fake.url)
+    def __init__(self, fake: FakeServer, ca_bundle: Path | None = None) -> None:
+        self.address = ServerAddress.of(fake.url, ca_bundle=ca_bundle)
         self.exchange = Exchange(self.address)
         self.tokens = Tokens(self.exchange, Secret(fake.api_key))
         self.server = HttpServer(self.exchange, self.tokens)
@@ -187,6 +197,71 @@ def test_settings_for_other_programs_do_not_replace_the_token(
 def test_the_server_is_told_who_calls(fake: FakeServer, agent: Agent) -> None:
     agent.server.identify()
     assert {call.headers["User-Agent"].split("/")[0] for call in fake.calls} == {"node-agent"}
+
+
+# --- certificates ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Certificate:
+    file: Path
+    context: ssl.SSLContext
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private authority")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file, key_file = folder / "cert.pem", folder / "key.pem"
+    file.write_bytes(made.public_bytes(Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, key_file)
+    return Certificate(file, context)
+
+
+@pytest.fixture
+def secured(certificate: Certificate) -> Iterator[FakeServer]:
+    with FakeServer(tls=certificate.context) as server:
+        yield server
+
+
+def test_a_private_authority_is_trusted_by_calls_and_socket_when_configured(
+    secured: FakeServer, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what other programs of this machine are told must not win
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    agent = Agent(secured, certificate.file)
+    agent.server.identify()
+    agent.connect()
+    secured.create_task()
+    agent.wait_until(lambda: TaskHinted(TaskId(1)) in agent.messages)
+    # polling alone would work too, but at a cost for the server
+    assert any("websocket" in line for line in secured.upgrades)
+    agent.listener.stop()
+    agent.server.close()
+
+
+def test_an_unknown_certificate_is_refused_and_the_setting_named(secured: FakeServer) -> None:
+    agent = Agent(secured)
+    with pytest.raises(ServerUnreachable, match=r"server\.ca_bundle"):
+        agent.server.identify()
+    assert secured.calls == []
+    agent.server.close()
 
 
 # --- reports --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Owns making these and taking them away again. Used by fixtures here and by the c
 
 import io
 import json
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ LIMITS = ContainerLimits(cpus=1, memory=128 * MIB, pids=64, tmp_size=16 * MIB, f
 OBEDIENT = "import os; exec(os.environ.get('DO', ''))"
 END_SECONDS = 30
 
-__all__ = ["LIMITS", "MIB", "USER", "EngineError", "Machine", "machine"]
+__all__ = ["LIMITS", "MIB", "USER", "EngineError", "Machine", "machine", "small_image"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,20 @@ class Machine:
         """Remove every container of this agent."""
         for container in self.engine.list_containers():
             self.engine.remove(container.id)
+
+
+def small_image(client: docker.DockerClient, agent: str, content: str) -> str:
+    """Make an image of a few bytes, for registries: nothing in it can run."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo("content")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content.encode()))
+    tag = f"{agent}-{content}"
+    client.api.import_image_from_data(
+        archive.getvalue(), repository=tag, tag="1", changes=[f"LABEL {LABEL_NAME}={agent}"]
+    )
+    return f"{tag}:1"
 
 
 @contextmanager

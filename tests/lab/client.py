@@ -48,6 +48,7 @@ class ClientWorker:
             stderr=self._output,
             text=True,
             env=environment(),
+            start_new_session=True,  # Ctrl-C is for whoever started us; the pipe's end tells the client
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -59,12 +60,16 @@ class ClientWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.hang_up()
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout, self._output):
             if stream is not None:
                 stream.close()
+
+    def hang_up(self) -> None:
+        """End the client at once, from any thread: a call that still waits for its answer fails."""
+        self._process.kill()
+        self._process.wait()
 
     @property
     def output(self) -> str:

@@ -122,7 +122,11 @@ def _ask(cast: Cast, files: Mapping[str, Path]) -> Answer:
     )
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cast.client.results, task_id, within=TASK_SECONDS)
-        _watch(waiting, cast.agents)
+        try:
+            _watch(waiting, cast.agents)
+        except KeyboardInterrupt:
+            cast.client.hang_up()  # else leaving the pool would wait for the whole task
+            raise
         results = waiting.result()
     seconds = time.monotonic() - started
     if not results or results[0] is None:

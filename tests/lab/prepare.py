@@ -43,3 +43,6 @@ if __name__ == "__main__":
         prepare()
     except (EngineError, ImageError, VenvError) as error:
         sys.exit(f"lab: {error}")
+    except KeyboardInterrupt:
+        say("interrupted; the next run goes on from here")
+        sys.exit(130)

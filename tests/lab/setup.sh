@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scope=${1:-all}
 mkdir -p .lab
 
+python_needed="Python 3.11 or newer is needed, and this distribution's python3 is older: install one and try again"
+
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
@@ -94,6 +96,7 @@ ensure_packages() {
   mapfile -t wanted < <(missing_packages)
   [ "${#wanted[@]}" -gt 0 ] || return 0
   install_packages "${wanted[@]}"
+  find_python >/dev/null || fail "$python_needed"
   # What counts is what is there now, not what apt-get's exit code was: a service that cannot start is no failure.
   mapfile -t wanted < <(missing_packages)
   [ "${#wanted[@]}" -eq 0 ] || fail "still missing after the installation: ${wanted[*]} -- see .lab/apt.log"
@@ -103,7 +106,7 @@ ensure_packages() {
 
 ensure_venv() {
   local python stamp
-  python=$(find_python) || fail "Python 3.11 or newer is needed; install one (Debian 12, Ubuntu 24.04: apt-get install python3 python3-venv)"
+  python=$(find_python) || fail "$python_needed"
   if ! .venv/bin/python -c '' 2>/dev/null; then
     say "creating .venv with $("$python" --version)"
     "$python" -m venv --clear .venv

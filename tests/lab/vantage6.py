@@ -96,7 +96,13 @@ class RealServer:
         say(f"starting the vantage6 server at {self.url} …")
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment(),
+                # Ctrl-C in the terminal must not take the server away from under those who still stop.
+                start_new_session=True,
             )
         try:
             self._wait_until_answering(self._process)

@@ -351,6 +351,8 @@ def test_however_often_the_world_stops_the_run_ends_once(
             with suppress(PowerCut):
                 Life(world, Fuse(blows_at=calls_per_life)).live(story.outside)
             story.outside(world)
+            if world.owes_nothing() and world.is_clean():
+                break
         Life(world, Fuse()).live(story.outside)
         assert_one_clean_end(world, story, f"{calls_per_life} calls a life")
 

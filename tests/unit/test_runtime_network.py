@@ -4,8 +4,8 @@ from ipaddress import IPv4Network
 import pytest
 
 from node_agent.runtime.firewall import bridge_name, rules, table_name
-from node_agent.runtime.network import _faults
-from node_agent.runtime.subnets import _parsed_routes, candidates
+from node_agent.runtime.network import network_faults
+from node_agent.runtime.subnets import candidates, parsed_routes
 
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -32,8 +32,8 @@ def network(**changes):
 
 
 def test_a_network_that_is_as_it_must_be_has_no_faults():
-    assert _faults(network(), agent="alpha", subnet=None) == []
-    assert _faults(network(), agent="alpha", subnet="10.213.7.0/24") == []
+    assert network_faults(network(), agent="alpha", subnet=None) == []
+    assert network_faults(network(), agent="alpha", subnet="10.213.7.0/24") == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_network_that_is_as_it_must_be_has_no_faults():
     ],
 )
 def test_a_network_that_is_not_as_it_must_be_is_named(change):
-    assert len(_faults(network(**change), agent="alpha", subnet=None)) == 1
+    assert len(network_faults(network(**change), agent="alpha", subnet=None)) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_a_network_that_is_not_as_it_must_be_is_named(change):
 def test_options_that_open_the_network_are_named(option):
     found = network()
     found["Options"] = {**found["Options"], **option}
-    assert len(_faults(found, agent="alpha", subnet=None)) == 1
+    assert len(network_faults(found, agent="alpha", subnet=None)) == 1
 
 
 def test_other_addresses_than_configured_are_named():
-    assert _faults(network(), agent="alpha", subnet="10.9.0.0/24") == [
+    assert network_faults(network(), agent="alpha", subnet="10.9.0.0/24") == [
         "its addresses are not 10.9.0.0/24 (network.subnet)"
     ]
 
@@ -103,7 +103,7 @@ def test_every_range_is_offered_once():
 
 
 def test_routes_are_read_as_the_kernel_writes_them():
-    assert list(_parsed_routes(ROUTES)) == [IPv4Network("0.0.0.0/0"), IPv4Network("172.18.0.0/16")]
+    assert list(parsed_routes(ROUTES)) == [IPv4Network("0.0.0.0/0"), IPv4Network("172.18.0.0/16")]
 
 
 def test_names_fit_where_names_are_short():

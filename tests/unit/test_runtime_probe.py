@@ -2,7 +2,7 @@ import pytest
 
 from node_agent.domain.container import ContainerLimits
 from node_agent.runtime.firewall import FirewallFacts
-from node_agent.runtime.probe import Check, Finding, ProbePlan, ProbeReport, _judge
+from node_agent.runtime.probe import Check, Finding, ProbePlan, ProbeReport, judge
 from node_agent.runtime.probe_inside import dns_query
 
 LIMITS = ContainerLimits(cpus=1, memory=2**27, pids=64, tmp_size=1, file_size=1)
@@ -44,7 +44,7 @@ def seen(reached=None, **changes):
 
 
 def checks(found, *, heard=(), asked=None):
-    return [finding.check for finding in _judge(found, frozenset(heard), asked or plan())]
+    return [finding.check for finding in judge(found, frozenset(heard), asked or plan())]
 
 
 def test_a_closed_container_gives_no_finding():
@@ -62,7 +62,7 @@ def test_a_packet_that_reached_the_host_is_a_finding_though_none_came_back():
 
 def test_a_finding_about_the_host_names_the_address_the_reason_and_the_remedy():
     asked = plan(firewall=FirewallFacts(loaded=False, reason="nft is not installed"))
-    finding = next(_judge(seen({"host 10.213.7.1": "open"}), frozenset(), asked))
+    finding = next(judge(seen({"host 10.213.7.1": "open"}), frozenset(), asked))
     assert "10.213.7.1" in finding.text
     assert "nft is not installed" in finding.text
     assert "node-agent network ensure" in finding.hint

@@ -1,6 +1,7 @@
 """The server as tests hold it: listener, socket side, controls."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +35,10 @@ class Seen:
 class FakeServer:
     """A coordinating server on loopback; may be stopped and started again on the same port with the same books."""
 
-    def __init__(self, organizations: Sequence[str] = ("alpha",)) -> None:
+    def __init__(
+        self, organizations: Sequence[str] = ("alpha",), *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self.world = World(organizations)
         self.credentials = Credentials()
         self.faults = Faults()
@@ -42,6 +46,8 @@ class FakeServer:
         """Every REST call, in order of arrival."""
         self.heard: list[tuple[str, object]] = []
         """Every event from a node."""
+        self.upgrades: list[str] = []
+        """The query of every socket connection that asked for the better transport."""
         self.silent = False
         """Accept sockets but never say `sync`."""
         self._port = 0
@@ -55,7 +61,7 @@ class FakeServer:
     @property
     def root(self) -> str:
         """Give the address Socket.IO answers at."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     @property
     def url(self) -> str:
@@ -76,8 +82,8 @@ class FakeServer:
     def start(self) -> None:
         """Listen; on the port it had before, if it had one."""
         self._socket = self._make_socket()
-        app = socketio.WSGIApp(self._socket, self._wsgi)
-        self._http = _Listener("127.0.0.1", self._port, app, _Quiet)
+        app = self._noting_upgrades(socketio.WSGIApp(self._socket, self._wsgi))
+        self._http = _Listener("127.0.0.1", self._port, app, _Quiet, ssl_context=self._tls)
         self._port = self._http.port
         threading.Thread(
             target=self._http.serve_forever, args=(0.05,), name="fake-server", daemon=True
@@ -187,6 +193,14 @@ class FakeServer:
 
     # --- REST ---
 
+    def _noting_upgrades(self, app: Any) -> Any:
+        def noting(environ: dict[str, Any], start_response: Any) -> Any:
+            if "websocket" in environ.get("HTTP_UPGRADE", "").lower():
+                self.upgrades.append(environ["QUERY_STRING"])
+            return app(environ, start_response)
+
+        return noting
+
     def _wsgi(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = Request(environ)
         path = request.path.removeprefix("/api")
@@ -286,10 +300,10 @@ class _Quiet(WSGIRequestHandler):
 class _Listener(ThreadedWSGIServer):
     """Remembers its connections, so that they can be cut."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, **rest: Any) -> None:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        super().__init__(*args)
+        super().__init__(*args, **rest)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in its own thread."""

@@ -1,0 +1,49 @@
+"""What an algorithm says when it runs into a limit of this node, and which limit that is.
+
+Owns the tell-tale words of kernels and languages. Must not know how a log is kept or what becomes of the sentence.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from node_agent.domain.container import ContainerLimits
+
+_Sentence = Callable[[ContainerLimits], str]
+
+_TELL_TALES: Final[tuple[tuple[tuple[str, ...], _Sentence], ...]] = (
+    (
+        ("file too large", "file size limit exceeded"),
+        lambda limits: f"files of at most {limits.file_size:,} bytes (limits.output_size)",
+    ),
+    (
+        ("resource temporarily unavailable", "can't start new thread", "cannot fork", "unable to fork"),
+        lambda limits: f"at most {limits.pids:,} processes and threads at a time (limits.pids)",
+    ),
+    (
+        ("no space left on device", "disk quota exceeded"),
+        lambda limits: f"at most {limits.tmp_size:,} bytes in /tmp (limits.tmp_size)",
+    ),
+    (
+        ("too many open files",),
+        lambda limits: f"at most {limits.open_files:,} open files per process (limits.open_files)",
+    ),
+    (
+        ("memoryerror", "cannot allocate memory", "std::bad_alloc", "cannot allocate vector"),
+        lambda limits: f"at most {limits.memory:,} bytes of memory (limits.memory)",
+    ),
+    (
+        ("read-only file system",),
+        lambda _: "writing below /tmp, /mnt/tmp and the run's own folder only",
+    ),
+    (
+        ("name or service not known", "temporary failure in name resolution", "network is unreachable"),
+        lambda _: "no network but the server's calls through the proxy",
+    ),
+)
+
+
+def likely_limit(log: str, limits: ContainerLimits) -> str:
+    """Say which limit the end of a crashed algorithm's log points to; empty when to none."""
+    said = log.lower()
+    found = [sentence(limits) for words, sentence in _TELL_TALES if any(word in said for word in words)]
+    return f" By its log it may have met a limit: this node allows {'; '.join(found)}." if found else ""

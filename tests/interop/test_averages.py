@@ -1,0 +1,162 @@
+"""The main job: official algorithms on three nodes, and every kind of file read with the official tools."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.interop.stage import Stage
+from tests.lab.agents import AgentProcess, agents_for
+from tests.lab.samples import write_hospitals
+
+pytestmark = pytest.mark.interop
+
+AGES = pd.DataFrame({"age": [30.0, 40.0, 50.0], "sex": ["f", "m", "f"]})
+WEIGHTS = pd.DataFrame({"weight": [60.5, 71.5], "height": [170, 180]})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sources")
+
+
+@pytest.fixture(scope="module")
+def hospitals(folder: Path) -> dict[str, Path]:
+    return write_hospitals(folder)
+
+
+@pytest.fixture(scope="module")
+def agents(real: Stage, hospitals: dict[str, Path], folder: Path) -> Iterator[dict[str, AgentProcess]]:
+    """Three agents with one slot each; alpha has every kind of database besides."""
+    sources = {name: {"default": path} for name, path in hospitals.items()}
+    settings = {"limits": {"concurrent_runs": 1}, "databases": databases(folder, hospitals["alpha"])}
+    with (
+        agents_for(real.server, {"alpha": sources.pop("alpha")}, settings) as first,
+        agents_for(real.server, sources, {"limits": {"concurrent_runs": 1}}) as others,
+    ):
+        yield first | others
+
+
+def databases(folder: Path, default: Path) -> list[dict[str, Any]]:
+    AGES.to_csv(folder / "ages.csv", index=False)
+    AGES.to_parquet(folder / "ages.parquet")
+    with pd.ExcelWriter(folder / "book.xlsx") as book:
+        AGES.to_excel(book, sheet_name="ages", index=False)
+        WEIGHTS.to_excel(book, sheet_name="weights", index=False)
+    with sqlite3.connect(folder / "clinic.db") as clinic:
+        WEIGHTS.to_sql("weights", clinic, index=False)
+    clinic.close()
+    (folder / "papers").mkdir()
+    (folder / "papers" / "note.txt").write_text("read me")
+    return [
+        {"label": "default", "type": "csv", "uri": str(default)},
+        {"label": "ages", "type": "csv", "uri": str(folder / "ages.csv")},
+        {
+            "label": "table",
+            "type": "parquet",
+            "uri": str(folder / "ages.parquet"),
+            "env": {"schema": "public"},
+        },
+        {"label": "book", "type": "excel", "uri": str(folder / "book.xlsx")},
+        {"label": "clinic", "type": "sqlite", "uri": str(folder / "clinic.db")},
+        {"label": "papers", "type": "folder", "uri": str(folder / "papers")},
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(hospitals: dict[str, Path]) -> pd.DataFrame:
+    return pd.concat([pd.read_csv(path) for path in hospitals.values()])
+
+
+def test_every_node_gives_its_own_part(
+    real: Stage, agents: dict[str, AgentProcess], hospitals: dict[str, Path]
+) -> None:
+    task = real.client.create_task(
+        image=real.average, method="partial_average", arguments={"column": "weight"}
+    )
+    parts = real.client.results(task)
+    expected = [column_sum(path, "weight") for path in hospitals.values()]
+    assert sorted(part["sum"] for part in parts) == pytest.approx(sorted(total for total, _ in expected))
+    assert sorted(part["count"] for part in parts) == sorted(count for _, count in expected)
+    assert {run["status"] for run in real.client.runs(task)} == {"completed"}
+
+
+def column_sum(path: Path, column: str) -> tuple[float, int]:
+    values = pd.read_csv(path)[column]
+    return float(values.sum()), int(values.count())
+
+
+def test_a_parent_does_not_keep_its_own_subtask_from_the_only_slot(
+    real: Stage, agents: dict[str, AgentProcess], whole: pd.DataFrame
+) -> None:
+    task = real.submit_method(
+        real.average,
+        "central_average",
+        databases=[{"label": "default"}],
+        column="age",
+        organizations=list(real.server.organization_ids.values()),
+    )
+    answer = task.result(within=120)
+    assert answer["average"] == pytest.approx(whole["age"].mean())
+    assert answer["count"] == whole["age"].count()
+
+
+def test_the_official_tools_read_every_kind_of_database_in_the_order_asked_for(
+    real: Stage, agents: dict[str, AgentProcess]
+) -> None:
+    keep = {"function": "filter_range", "parameters": {"column": "age", "min_": 35}}
+    asked = [
+        {"label": "clinic", "query": "SELECT weight FROM weights WHERE height > 175"},
+        {"label": "book", "sheet_name": "weights"},
+        {"label": "table", "preprocessing": [keep]},
+        {"label": "ages"},
+        {"label": "papers"},
+    ]
+    task = real.submit_method(real.readers, "read", databases=asked, folder="papers")
+    found = task.result(within=90)
+    assert found["order"] == ["clinic", "book", "table", "ages", "papers"]
+    # The tools put each table they read before the ones they have: the last one asked for comes first.
+    assert found["tables"][::-1] == [
+        {"columns": ["weight"], "rows": 1, "sum": 71.5},
+        {"columns": ["weight", "height"], "rows": 2, "sum": 132.0},
+        {"columns": ["age", "sex"], "rows": 2, "sum": 90.0},
+        {"columns": ["age", "sex"], "rows": 3, "sum": 120.0},
+    ]
+    assert found["files"] == ["note.txt"]
+    assert found["file"] == "read me"
+    assert found["extra"] == "public"
+    assert found["home"]
+    assert found["user"] != 0
+
+
+def test_every_call_of_the_official_algorithm_client_works(
+    real: Stage, agents: dict[str, AgentProcess]
+) -> None:
+    ended = real.submit("write({'answer': 42})")
+    ended.result()
+    found = real.submit_method(real.readers, "ask", databases=[], task_id=ended.id).result(within=90)
+    print(json.dumps(found, indent=1)[:3000])
+    assert found["organizations"] == ["alpha", "beta", "gamma"]
+    assert found["organization"] in found["organizations"]
+    assert found["collaboration"] == "hospitals"
+    assert found["task"] == ended.id
+    assert found["task_status"] == "completed"
+    assert found["runs"] == ["completed"]
+    assert found["run"] == "completed"
+    assert found["results"] == [{"answer": 42}]
+    # The server itself has no such call for containers, and no list of nodes: its own words come through.
+    assert "unexpected error occurred on the server" in found["studies"]["msg"]
+    assert "not found" in found["unknown_task"]["msg"]
+    assert "not found" in found["unknown_organization"]["msg"]
+
+
+def test_a_subtask_the_server_refuses_is_refused_in_the_words_of_the_server(
+    real: Stage, agents: dict[str, AgentProcess]
+) -> None:
+    answer = real.submit_method(real.readers, "refused_subtask", databases=[]).result(within=90)
+    assert "organization" in answer["msg"].lower()
+    assert "see node logs" not in answer["msg"]

@@ -1,0 +1,939 @@
+"""The control loop: which step of which run is next, and what each message does to that."""
+
+import queue
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from node_agent.agent import (
+    GRACE_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    OBSERVE_SECONDS,
+    PING_SECONDS,
+    POLL_SECONDS,
+    RELIST_SECONDS,
+    SWEEP_SECONDS,
+    Agent,
+    Hands,
+    Snapshot,
+)
+from node_agent.domain.lifecycle import Advance, Wait
+from node_agent.domain.messages import (
+    ContainerChanged,
+    EngineLost,
+    EngineWatched,
+    KillRequested,
+    ListingFailed,
+    Message,
+    NodeFactsReady,
+    PullProgressed,
+    RunsListed,
+    ServerOffline,
+    ServerOnline,
+    StopAsked,
+    StopKind,
+    SubtaskCreated,
+    SweepDone,
+    TaskHinted,
+)
+from node_agent.domain.ports import OpenRun
+from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.task import JobId, TaskId
+from node_agent.errors import (
+    AccessDenied,
+    ContainerLost,
+    DiskFull,
+    EngineUnreachable,
+    NotAllowed,
+    RunClosed,
+    ServerUnreachable,
+)
+from node_agent.store.journal import SqliteJournal, read_history
+from tests.doubles.clock import ManualClock
+from tests.doubles.core import ChannelBook, Faults, PatientPool, make_open_run, make_run, make_task
+
+ADMITTED = Advance(State.ADMITTED, {"claimed_at": 5.0, "announced": Status.INITIALIZING})
+PULLED = Advance(State.PULLED, {"image_id": "image-1"})
+CREATED = Advance(State.CREATED, {"container": ContainerId("container-1"), "token_hash": "hash-1"})
+RUNNING = Advance(State.RUNNING, {"started_at": 6.0})
+ANNOUNCED = Wait({"announced": Status.ACTIVE}, seconds=0)
+CAPTURED = Advance(State.CAPTURED, {"exit_code": 0})
+FINISHED = Advance(State.FINISHED, {"outcome": Outcome.COMPLETED, "finished_at": 7.0})
+STOPPED = Advance(State.FINISHED, {"outcome": Outcome.KILLED, "finished_at": 7.0})
+REPORTED = Advance(State.REPORTED, {"announced": Status.COMPLETED})
+REMOVED = Advance(State.REMOVED, {})
+WAY = (ADMITTED, PULLED, CREATED, RUNNING, ANNOUNCED, CAPTURED, FINISHED, REPORTED, REMOVED)
+
+
+class FaultyJournal(SqliteJournal):
+    """The real journal, on a disk that is full when the test says so."""
+
+    def __init__(self, state_dir: Path) -> None:
+        super().__init__(state_dir)
+        self.faults = Faults()
+
+    def insert(self, run: Run) -> bool:
+        self.faults.meet("insert")
+        return super().insert(run)
+
+    def update(self, before: Run, after: Run, *, at: float) -> None:
+        self.faults.meet("update")
+        super().update(before, after, at=at)
+
+
+class Bench:
+    """One agent with everything around it under the test's control."""
+
+    def __init__(self, state_dir: Path, *, concurrent_runs: int = 2) -> None:
+        self.state_dir = state_dir
+        self.concurrent_runs = concurrent_runs
+        self.clock = ManualClock()
+        self.journal = FaultyJournal(state_dir)
+        self.lists: list[TaskId | None] = []
+        self.sweeps = 0
+        self.shown: list[Snapshot] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begin a new process; what lay in the mailbox or was in flight is gone."""
+        self.mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.pool = PatientPool(self.mailbox)
+        self.channel = ChannelBook()
+        self.agent = Agent(
+            mailbox=self.mailbox,
+            journal=self.journal,
+            channel=self.channel,
+            hands=Hands(
+                submit=self.pool.submit,
+                list_runs=self.lists.append,
+                sweep=self._sweep,
+                show=self.shown.append,
+            ),
+            clock=self.clock,
+            concurrent_runs=self.concurrent_runs,
+        )
+        self.agent.load()
+
+    def _sweep(self) -> None:
+        self.sweeps += 1
+
+    def tell(self, *messages: Message) -> None:
+        for message in messages:
+            self.mailbox.put(message)
+        self.agent.turn(0)
+
+    def list_(self, *runs: OpenRun, complete: bool = True) -> None:
+        self.clock.advance(0.001)
+        self.tell(RunsListed(tuple(runs), complete=complete, asked_at=self.clock.monotonic()))
+
+    def receive(self, *numbers: int, **changes: Any) -> None:
+        self.list_(*(make_open_run(number, **changes) for number in numbers), complete=False)
+
+    def succeed(self, run_id: int, *results: Advance | Wait) -> None:
+        for result in results:
+            self.pool.succeed(run_id, result)
+            self.agent.turn(0)
+
+    def fail(self, run_id: int, error: BaseException) -> None:
+        self.pool.fail(run_id, error)
+        self.agent.turn(0)
+
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.agent.turn(0)
+
+    def step_of(self, run_id: int = 1) -> str | None:
+        return self.pool.step_of(run_id)
+
+    def bring_to(self, state: State, run_id: int = 1) -> None:
+        """Receive a run and do its steps up to *state*; the step after it is then in flight."""
+        self.receive(run_id)
+        for result in WAY:
+            if self.state_of(run_id) == state.name.lower() and result is not ANNOUNCED:
+                return
+            self.succeed(run_id, result)
+
+    def state_of(self, run_id: int = 1) -> str:
+        state: str = self.row_of(run_id)["state"]
+        return state
+
+    def row_of(self, run_id: int = 1) -> dict[str, Any]:
+        return next(row for row in read_history(self.state_dir, 100) if row["run_id"] == run_id)
+
+    def snapshot(self) -> Snapshot:
+        self.wait(1.1)
+        return self.shown[-1]
+
+    def store(self, run: Run) -> None:
+        """Put a run into the journal as an earlier life left it."""
+        self.journal.insert(run)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with capture_logs() as entries:
+        yield entries
+
+
+@pytest.fixture
+def bench(quick_dir: Path, logged: list[Any]) -> Iterator[Bench]:
+    made = Bench(quick_dir)
+    yield made
+    made.journal.close()
+
+
+def events(logged: list[Any]) -> list[str]:
+    return [entry["event"] for entry in logged]
+
+
+# --- the way of a run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_through_every_step_once_in_order(bench: Bench) -> None:
+    bench.receive(1)
+    bench.succeed(1, *WAY)
+    assert [step for _, step in bench.pool.history] == [
+        "admit",
+        "pull",
+        "create",
+        "start",
+        "announce",
+        "observe",
+        "filter",
+        "report",
+        "remove",
+    ]
+    assert bench.state_of() == "removed"
+    assert bench.agent.is_new(RunId(1))
+    assert bench.snapshot().finished == 1
+
+
+def test_status_changes_are_told_on_the_channel(bench: Bench) -> None:
+    bench.receive(1)
+    bench.succeed(1, *WAY)
+    assert [status for _, status in bench.channel.statuses] == [
+        Status.INITIALIZING,
+        Status.ACTIVE,
+        Status.COMPLETED,
+    ]
+
+
+def test_a_run_listed_twice_is_taken_in_once(bench: Bench) -> None:
+    bench.receive(1)
+    bench.receive(1)
+    assert bench.pool.history == [(1, "admit")]
+
+
+def test_a_run_listed_after_its_end_stays_ended(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1)
+    bench.succeed(1, *WAY)
+    bench.receive(1)
+    assert bench.step_of() is None
+    assert bench.state_of() == "removed"
+    assert "run_listed_after_its_end" in events(logged)
+
+
+def test_a_faulty_run_is_taken_in_so_that_it_can_be_reported(bench: Bench) -> None:
+    bench.receive(1, fault="no input")
+    assert bench.step_of() == "admit"
+    assert bench.pool.in_flight[RunId(1)][1].fault == "no input"
+
+
+def test_a_running_container_is_looked_at_again_and_again(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    assert bench.step_of() == "observe"
+    bench.succeed(1, Wait({}))
+    assert bench.step_of() is None
+    bench.wait(OBSERVE_SECONDS)
+    assert bench.step_of() == "observe"
+
+
+def test_a_container_event_has_the_run_looked_at(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.tell(ContainerChanged(RunId(1)))
+    assert bench.step_of() == "observe"
+
+
+def test_a_container_event_during_a_look_has_it_repeated(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.tell(ContainerChanged(RunId(1)))
+    bench.succeed(1, Wait({}))
+    assert bench.step_of() == "observe"
+
+
+def test_a_container_event_says_nothing_before_the_start_or_of_strangers(bench: Bench) -> None:
+    bench.bring_to(State.CREATED)
+    bench.tell(ContainerChanged(RunId(1)), ContainerChanged(RunId(99)))
+    bench.fail(1, EngineUnreachable("away"))
+    assert bench.step_of() is None
+
+
+def test_a_step_may_ask_to_be_called_again_later(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}, seconds=2))
+    bench.wait(1.9)
+    assert bench.step_of() is None
+    bench.wait(0.2)
+    assert bench.step_of() == "observe"
+
+
+# --- slots ----------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_runs_get_the_slots(bench: Bench) -> None:
+    bench.receive(3, 2, 1)
+    assert bench.pool.history == [(1, "admit"), (2, "admit")]
+
+
+def test_a_slot_is_free_when_the_container_has_ended(bench: Bench) -> None:
+    bench.receive(1, 2, 3)
+    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, ANNOUNCED)
+    assert bench.step_of(3) is None
+    bench.succeed(1, CAPTURED)
+    assert bench.step_of(3) == "admit"
+
+
+def test_a_postponed_admission_does_not_hold_a_slot(bench: Bench) -> None:
+    bench.receive(1, 2, 3)
+    bench.fail(1, ServerUnreachable("away"))
+    assert bench.step_of(3) == "admit"
+
+
+def test_a_parent_that_waits_lends_its_slot_to_its_subtask(quick_dir: Path, logged: list[Any]) -> None:
+    bench = Bench(quick_dir, concurrent_runs=1)
+    bench.bring_to(State.RUNNING)
+    bench.receive(2)
+    assert bench.step_of(2) is None
+    bench.tell(SubtaskCreated(RunId(1)), SubtaskCreated(RunId(1)), SubtaskCreated(RunId(99)))
+    assert bench.step_of(2) == "admit"
+    assert events(logged).count("slot_lent_to_subtasks") == 1
+    bench.start()
+    bench.receive(3)
+    assert bench.step_of(2) == "admit"
+    assert bench.step_of(3) is None
+    bench.journal.close()
+
+
+# --- kill -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [state for state in State if state < State.FINISHED])
+def test_a_kill_is_done_right_after_the_step_in_flight(bench: Bench, state: State) -> None:
+    bench.bring_to(state)
+    step_in_flight = bench.step_of()
+    assert step_in_flight is not None
+    assert bench.agent.wanted(RunId(1))
+    bench.tell(KillRequested(frozenset({RunId(1)})))
+    assert bench.step_of() == step_in_flight
+    assert not bench.agent.wanted(RunId(1))
+    bench.fail(1, RunClosed("not wanted"))
+    assert bench.step_of() == "stop"
+    bench.succeed(1, STOPPED, REPORTED, REMOVED)
+    assert bench.row_of()["outcome"] is Outcome.KILLED
+
+
+@pytest.mark.parametrize("state", [state for state in State if state < State.CAPTURED])
+def test_a_kill_stands_also_when_the_step_in_flight_succeeds(bench: Bench, state: State) -> None:
+    bench.bring_to(state)
+    bench.tell(KillRequested(frozenset({RunId(1)})))
+    bench.succeed(1, *(result for result in WAY if _follows(result, state)))
+    assert bench.step_of() == "stop"
+
+
+def _follows(result: Advance | Wait, state: State) -> bool:
+    return isinstance(result, Advance) and result.to == state + 1
+
+
+def test_a_kill_during_the_filter_comes_too_late(bench: Bench) -> None:
+    bench.bring_to(State.CAPTURED)
+    bench.tell(KillRequested(frozenset({RunId(1)})))
+    bench.succeed(1, FINISHED)
+    assert bench.step_of() == "report"
+    assert bench.row_of()["outcome"] is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("state", [State.FINISHED, State.REPORTED])
+def test_a_kill_after_the_end_changes_nothing(bench: Bench, state: State) -> None:
+    bench.bring_to(state)
+    step_in_flight = bench.step_of()
+    bench.tell(KillRequested(None))
+    assert bench.step_of() == step_in_flight
+    assert bench.row_of()["outcome"] is Outcome.COMPLETED
+
+
+def test_a_kill_without_names_means_every_run(bench: Bench) -> None:
+    bench.receive(1, 2, 3)
+    bench.tell(KillRequested(None))
+    assert bench.step_of(3) == "stop"
+    bench.fail(1, ServerUnreachable("away"))
+    assert bench.step_of(1) == "stop"
+
+
+def test_a_kill_of_one_run_leaves_the_others_alone(bench: Bench) -> None:
+    bench.receive(1, 2)
+    bench.tell(KillRequested(frozenset({RunId(2), RunId(77)})))
+    assert bench.agent.wanted(RunId(1))
+    assert not bench.agent.wanted(RunId(77))
+
+
+def test_a_run_without_a_slot_is_killed_at_once(bench: Bench) -> None:
+    bench.receive(1, 2, 3)
+    bench.tell(KillRequested(frozenset({RunId(3)})))
+    assert bench.step_of(3) == "stop"
+
+
+def test_the_first_ending_stands(bench: Bench) -> None:
+    bench.receive(1)
+    bench.fail(1, NotAllowed("no rule names it"))
+    bench.tell(KillRequested(None))
+    assert bench.pool.in_flight[RunId(1)][1].ending is Outcome.NOT_ALLOWED
+
+
+# --- absence --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_closed_at_the_server_is_stopped_and_removed(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.list_()
+    assert bench.step_of() == "verify"
+    bench.fail(1, RunClosed("closed"))
+    assert bench.step_of() == "stop"
+    assert bench.pool.in_flight[RunId(1)][1].ending is Outcome.CLOSED
+
+
+def test_absence_that_was_only_a_page_shift_changes_nothing(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.list_()
+    bench.succeed(1, Wait({}, seconds=0))
+    assert bench.step_of() == "observe"
+    bench.succeed(1, CAPTURED)
+    assert bench.step_of() == "filter"
+
+
+def test_absence_is_asked_about_after_the_step_in_flight(bench: Bench) -> None:
+    bench.bring_to(State.ADMITTED)
+    bench.list_()
+    assert bench.step_of() == "pull"
+    bench.succeed(1, PULLED)
+    assert bench.step_of() == "verify"
+
+
+def test_an_incomplete_listing_proves_no_absence(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.list_(make_open_run(2), complete=False)
+    assert bench.step_of(1) is None
+
+
+def test_a_listing_asked_for_before_the_run_was_known_proves_no_absence(bench: Bench) -> None:
+    asked_at = bench.clock.monotonic()
+    bench.clock.advance(1)
+    bench.receive(1)
+    bench.tell(RunsListed((), complete=True, asked_at=asked_at))
+    bench.succeed(1, ADMITTED)
+    assert bench.step_of() == "pull"
+
+
+def test_a_finished_run_is_not_missed(bench: Bench) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.list_()
+    bench.fail(1, ServerUnreachable("away"))
+    bench.wait(MAX_BACKOFF_SECONDS)
+    assert bench.step_of() == "report"
+
+
+def test_when_the_question_fails_the_next_listing_asks_again(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.list_()
+    bench.fail(1, ServerUnreachable("away"))
+    bench.wait(OBSERVE_SECONDS)
+    assert bench.step_of() == "observe"
+    bench.list_()
+    bench.succeed(1, Wait({}))
+    assert bench.step_of() == "verify"
+
+
+def test_a_kill_makes_the_question_needless(bench: Bench) -> None:
+    bench.bring_to(State.ADMITTED)
+    bench.list_()
+    bench.tell(KillRequested(None))
+    bench.succeed(1, PULLED)
+    assert bench.step_of() == "stop"
+
+
+# --- trouble --------------------------------------------------------------------------------------------------
+
+
+def test_transient_trouble_is_tried_again_ever_more_slowly(bench: Bench) -> None:
+    bench.receive(1)
+    bench.succeed(1, ADMITTED)
+    pauses = []
+    for _ in range(10):
+        bench.fail(1, EngineUnreachable("away"))
+        began = bench.clock.monotonic()
+        while bench.step_of() is None:
+            bench.wait(0.25)
+        pauses.append(bench.clock.monotonic() - began)
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= 1.0
+    assert pauses[-1] == MAX_BACKOFF_SECONDS
+
+
+def test_success_makes_the_next_trouble_the_first_again(bench: Bench) -> None:
+    bench.receive(1)
+    for _ in range(8):
+        bench.fail(1, ServerUnreachable("away"))
+        bench.wait(MAX_BACKOFF_SECONDS)
+    bench.succeed(1, ADMITTED)
+    bench.fail(1, EngineUnreachable("away"))
+    bench.wait(1.0)
+    assert bench.step_of() == "pull"
+
+
+def test_server_trouble_is_said_once_and_remembered(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1, 2)
+    bench.fail(1, ServerUnreachable("no answer"))
+    bench.fail(2, AccessDenied("no such key"))
+    assert events(logged).count("server_lost") == 1
+    assert bench.snapshot().server_problem == "no such key"
+
+
+def test_everything_postponed_is_tried_at_once_when_the_server_is_back(
+    bench: Bench, logged: list[Any]
+) -> None:
+    bench.bring_to(State.FINISHED)
+    for _ in range(8):
+        bench.fail(1, ServerUnreachable("away"))
+        bench.wait(MAX_BACKOFF_SECONDS)
+    bench.fail(1, ServerUnreachable("away"))
+    bench.list_()
+    assert bench.step_of() == "report"
+    assert "server_back" in events(logged)
+    assert bench.snapshot().server_problem == ""
+
+
+def test_a_listing_while_all_is_well_hurries_nothing(bench: Bench) -> None:
+    bench.receive(1)
+    bench.succeed(1, ADMITTED)
+    bench.fail(1, EngineUnreachable("away"))
+    bench.list_(make_open_run(1))
+    assert bench.step_of() is None
+
+
+def test_everything_postponed_is_tried_at_once_when_the_engine_is_watched_again(
+    bench: Bench, logged: list[Any]
+) -> None:
+    bench.receive(1)
+    bench.succeed(1, ADMITTED)
+    bench.tell(EngineLost("broken pipe"))
+    bench.fail(1, EngineUnreachable("away"))
+    assert bench.snapshot().engine_problem == "away"
+    bench.fail(1, EngineUnreachable("away"))
+    bench.tell(EngineWatched())
+    assert bench.step_of() == "pull"
+    assert bench.snapshot().engine_problem == ""
+    assert events(logged).count("engine_lost") == 1
+
+
+def test_running_containers_are_looked_at_when_the_engine_is_watched_again(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.tell(EngineWatched())
+    assert bench.step_of() == "observe"
+
+
+def test_one_engine_call_that_failed_is_forgotten_when_the_next_succeeds(
+    bench: Bench, logged: list[Any]
+) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.fail(1, EngineUnreachable("time-out"))
+    bench.wait(OBSERVE_SECONDS)
+    bench.succeed(1, Wait({}))
+    assert bench.snapshot().engine_problem == ""
+    assert "engine_back" in events(logged)
+
+
+def test_a_server_step_says_nothing_of_the_engine(bench: Bench) -> None:
+    bench.receive(1)
+    bench.tell(EngineLost("broken pipe"))
+    bench.succeed(1, ADMITTED)
+    assert bench.snapshot().engine_problem == "broken pipe"
+
+
+def test_a_failed_announcement_does_not_hold_the_run_up(bench: Bench) -> None:
+    bench.bring_to(State.CREATED)
+    bench.succeed(1, RUNNING)
+    assert bench.step_of() == "announce"
+    bench.fail(1, ServerUnreachable("away"))
+    assert bench.step_of() == "observe"
+    bench.succeed(1, CAPTURED, FINISHED)
+    assert bench.step_of() == "report"
+
+
+def test_a_failed_announcement_is_tried_again_with_the_next_look(bench: Bench) -> None:
+    bench.bring_to(State.CREATED)
+    bench.succeed(1, RUNNING)
+    bench.fail(1, ServerUnreachable("away"))
+    bench.succeed(1, Wait({}))
+    bench.wait(OBSERVE_SECONDS)
+    assert bench.step_of() == "announce"
+
+
+def test_a_run_closed_while_it_is_announced_is_stopped(bench: Bench) -> None:
+    bench.bring_to(State.CREATED)
+    bench.succeed(1, RUNNING)
+    bench.fail(1, RunClosed("finished already"))
+    assert bench.step_of() == "stop"
+
+
+def test_the_report_is_tried_without_end(bench: Bench) -> None:
+    bench.bring_to(State.FINISHED)
+    for error in [ServerUnreachable("away"), AccessDenied("key"), ContainerLost("odd"), OSError("odd")] * 5:
+        assert bench.step_of() == "report"
+        bench.fail(1, error)
+        assert bench.step_of() is None
+        bench.wait(MAX_BACKOFF_SECONDS)
+    bench.succeed(1, REPORTED, REMOVED)
+    assert bench.state_of() == "removed"
+
+
+def test_a_report_the_server_refuses_for_good_ends_the_matter(bench: Bench, logged: list[Any]) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.fail(1, RunClosed("has finished_at"))
+    assert bench.step_of() == "remove"
+    assert "report_refused" in events(logged)
+
+
+def test_a_bug_in_the_removal_loses_nothing(bench: Bench, logged: list[Any]) -> None:
+    bench.bring_to(State.REPORTED)
+    bench.fail(1, OSError("odd"))
+    assert bench.step_of() is None
+    bench.wait(MAX_BACKOFF_SECONDS)
+    assert bench.step_of() == "remove"
+    assert "step_bug" in events(logged)
+
+
+def test_a_bug_in_a_step_ends_its_run_only(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1, 2)
+    bench.fail(1, KeyError("secret-of-the-input"))
+    assert bench.step_of(1) == "stop"
+    assert bench.step_of(2) == "admit"
+    run = bench.pool.in_flight[RunId(1)][1]
+    assert run.ending is Outcome.BUG
+    assert "KeyError" in run.reason
+    assert "secret" not in run.reason
+    assert "step_bug" in events(logged)
+
+
+@pytest.mark.parametrize("error", [OSError("odd"), ContainerLost("gone"), RunClosed("closed")])
+def test_a_stop_that_fails_is_tried_again_later_and_not_at_once(bench: Bench, error: Exception) -> None:
+    bench.receive(1)
+    bench.tell(KillRequested(None))
+    bench.fail(1, RunClosed("not wanted"))
+    bench.fail(1, error)
+    assert bench.step_of() is None
+    bench.wait(MAX_BACKOFF_SECONDS)
+    assert bench.step_of() == "stop"
+
+
+def test_a_failed_run_ends_with_the_outcome_of_its_error(bench: Bench) -> None:
+    bench.receive(1)
+    bench.fail(1, NotAllowed("no rule names it"))
+    assert bench.pool.in_flight[RunId(1)][1].ending is Outcome.NOT_ALLOWED
+    assert bench.pool.in_flight[RunId(1)][1].reason == "no rule names it"
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_whose_result_could_not_be_written_is_repeated(bench: Bench) -> None:
+    bench.receive(1)
+    bench.journal.faults.plan("update", DiskFull("no space"))
+    bench.succeed(1, ADMITTED)
+    assert bench.state_of() == "received"
+    bench.wait(MAX_BACKOFF_SECONDS)
+    assert bench.step_of() == "admit"
+    bench.succeed(1, ADMITTED)
+    assert bench.state_of() == "admitted"
+
+
+def test_an_ending_that_could_not_be_written_is_decided_again(bench: Bench) -> None:
+    bench.receive(1)
+    bench.journal.faults.plan("update", DiskFull("no space"))
+    bench.fail(1, NotAllowed("no rule names it"))
+    bench.wait(MAX_BACKOFF_SECONDS)
+    assert bench.step_of() == "admit"
+
+
+def test_runs_that_could_not_be_written_are_listed_again_soon(bench: Bench) -> None:
+    bench.journal.faults.plan("insert", DiskFull("no space"))
+    bench.receive(1)
+    assert bench.step_of() is None
+    bench.lists.clear()
+    bench.wait(RELIST_SECONDS)
+    assert bench.lists == [None]
+    bench.receive(1)
+    assert bench.step_of() == "admit"
+
+
+# --- restart --------------------------------------------------------------------------------------------------
+
+STEP_AFTER_RESTART = {
+    State.RECEIVED: "admit",
+    State.ADMITTED: "pull",
+    State.PULLED: "create",
+    State.CREATED: "start",
+    State.RUNNING: "observe",
+    State.CAPTURED: "filter",
+    State.FINISHED: "report",
+    State.REPORTED: "remove",
+}
+
+
+@pytest.mark.parametrize(("state", "step"), STEP_AFTER_RESTART.items())
+def test_after_a_restart_every_run_goes_on_where_it_was(bench: Bench, state: State, step: str) -> None:
+    bench.bring_to(state)
+    bench.start()
+    bench.agent.turn(0)
+    assert bench.step_of() == step
+
+
+@pytest.mark.parametrize("state", [state for state in State if state < State.FINISHED])
+def test_after_a_restart_an_ending_still_stands(bench: Bench, state: State) -> None:
+    bench.bring_to(state)
+    bench.tell(KillRequested(None))
+    bench.start()
+    bench.agent.turn(0)
+    assert bench.step_of() == "stop"
+
+
+def test_after_a_restart_the_token_of_a_running_container_is_known(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.start()
+    assert bench.agent.run_of_token("hash-1") == 1
+
+
+def test_after_a_restart_a_run_killed_meanwhile_is_found_by_absence(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.start()
+    bench.agent.turn(0)
+    bench.list_()
+    bench.succeed(1, Wait({}))
+    assert bench.step_of() == "verify"
+
+
+def test_removed_runs_are_not_taken_up(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1)
+    bench.succeed(1, *WAY)
+    bench.start()
+    assert bench.agent.is_new(RunId(1))
+    assert "runs_taken_up" not in events(logged)
+
+
+# --- what others may ask --------------------------------------------------------------------------------------
+
+
+def test_a_token_is_good_only_while_its_container_lives(bench: Bench) -> None:
+    bench.bring_to(State.PULLED)
+    assert bench.agent.run_of_token("hash-1") is None
+    bench.succeed(1, CREATED)
+    assert bench.agent.run_of_token("hash-1") == 1
+    bench.succeed(1, RUNNING, ANNOUNCED, CAPTURED)
+    assert bench.agent.run_of_token("hash-1") is None
+
+
+def test_a_token_is_worthless_as_soon_as_the_run_is_to_end(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.tell(KillRequested(None))
+    assert bench.agent.run_of_token("hash-1") is None
+
+
+def test_a_job_is_open_while_one_of_its_runs_is(bench: Bench) -> None:
+    bench.receive(1)
+    assert bench.agent.job_is_open(JobId(7))
+    assert not bench.agent.job_is_open(JobId(8))
+
+
+# --- the server's messages ------------------------------------------------------------------------------------
+
+
+def test_coming_online_lists_everything_and_shows_presence(bench: Bench, logged: list[Any]) -> None:
+    bench.tell(ServerOnline(), ServerOnline())
+    assert bench.lists == [None, None]
+    assert bench.channel.pings == 2
+    assert bench.snapshot().online
+    assert events(logged).count("server_online") == 1
+
+
+def test_presence_is_shown_only_while_online(bench: Bench, logged: list[Any]) -> None:
+    bench.wait(PING_SECONDS)
+    assert bench.channel.pings == 0
+    bench.tell(ServerOnline())
+    bench.wait(PING_SECONDS)
+    assert bench.channel.pings == 2
+    bench.tell(ServerOffline("closed"), ServerOffline("closed"))
+    bench.wait(PING_SECONDS)
+    assert bench.channel.pings == 2
+    assert events(logged).count("server_offline") == 1
+
+
+def test_a_hint_lists_the_runs_of_its_task(bench: Bench) -> None:
+    bench.tell(TaskHinted(TaskId(12)))
+    assert bench.lists == [TaskId(12)]
+
+
+def test_everything_is_listed_from_time_to_time(bench: Bench) -> None:
+    bench.wait(POLL_SECONDS)
+    assert bench.lists == [None]
+
+
+def test_a_listing_that_failed_is_repeated_soon(bench: Bench, logged: list[Any]) -> None:
+    bench.tell(ListingFailed(ServerUnreachable("away"), None))
+    bench.wait(RELIST_SECONDS)
+    assert bench.lists == [None]
+    assert "server_lost" in events(logged)
+
+
+def test_node_facts_are_shared_as_soon_as_both_are_there(bench: Bench) -> None:
+    bench.tell(NodeFactsReady({"database_labels": ["default"]}))
+    assert bench.channel.facts == []
+    bench.tell(ServerOnline())
+    assert bench.channel.facts == [{"database_labels": ["default"]}]
+    bench.tell(NodeFactsReady({"database_labels": []}))
+    assert len(bench.channel.facts) == 2
+
+
+def test_progress_of_a_pull_is_logged_for_known_runs(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1)
+    bench.tell(PullProgressed(RunId(1), 5, 10), PullProgressed(RunId(9), 5, 10))
+    assert events(logged).count("image_pull_progress") == 1
+
+
+# --- sweep and signs of life ----------------------------------------------------------------------------------
+
+
+def test_strays_are_swept_after_the_first_complete_listing(bench: Bench) -> None:
+    bench.list_(complete=False)
+    assert bench.sweeps == 0
+    bench.list_()
+    bench.list_()
+    assert bench.sweeps == 1
+    bench.wait(SWEEP_SECONDS)
+    assert bench.sweeps == 2
+
+
+def test_a_sweep_that_could_not_be_done_is_repeated(bench: Bench, logged: list[Any]) -> None:
+    bench.list_()
+    bench.tell(SweepDone(0, EngineUnreachable("away")))
+    bench.list_()
+    assert bench.sweeps == 2
+    bench.tell(SweepDone(3, None), SweepDone(0, None), SweepDone(0, OSError("odd")))
+    assert events(logged).count("strays_removed") == 1
+    assert "sweep_bug" in events(logged)
+
+
+def test_the_snapshot_counts_waiting_working_and_owed_runs(bench: Bench) -> None:
+    bench.receive(1, 2, 3)
+    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, ANNOUNCED, CAPTURED, FINISHED)
+    bench.succeed(2, ADMITTED)
+    seen = bench.snapshot()
+    assert (seen.waiting, seen.working, seen.owed, seen.oldest_owed_at) == (1, 1, 1, 7.0)
+    bench.succeed(1, REPORTED)
+    seen = bench.snapshot()
+    assert (seen.waiting, seen.working, seen.owed, seen.oldest_owed_at) == (1, 1, 0, None)
+
+
+def test_the_heartbeat_carries_the_counters(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1)
+    bench.wait(300.0)
+    (beat,) = [entry for entry in logged if entry["event"] == "heartbeat"]
+    assert beat["waiting"] == 1
+    assert beat["server_problem"] is None
+
+
+def test_every_line_about_a_run_carries_its_ids(bench: Bench, logged: list[Any]) -> None:
+    bench.receive(1)
+    bench.succeed(1, *WAY)
+    lines = [entry for entry in logged if entry["event"].startswith("run_")]
+    assert len(lines) == 9
+    assert all({"run_id", "task_id", "image"} <= entry.keys() for entry in lines)
+
+
+# --- stopping -------------------------------------------------------------------------------------------------
+
+
+def test_stop_waits_for_the_steps_in_flight_and_begins_no_other(bench: Bench) -> None:
+    bench.receive(1)
+    bench.mailbox.put(StopAsked(StopKind.STOP))
+    bench.pool.succeed(1, ADMITTED)
+    bench.agent.run()
+    assert bench.step_of() is None
+    assert bench.state_of() == "admitted"
+
+
+def test_stop_does_not_wait_for_ever(bench: Bench) -> None:
+    bench.receive(1)
+    bench.tell(StopAsked(StopKind.STOP))
+    bench.clock.advance(GRACE_SECONDS)
+    bench.agent.run()
+    assert bench.state_of() == "received"
+
+
+def test_now_waits_for_nothing(bench: Bench) -> None:
+    bench.receive(1)
+    bench.tell(StopAsked(StopKind.NOW))
+    bench.agent.run()
+    assert bench.state_of() == "received"
+
+
+def test_drain_takes_nothing_new_and_ends_when_all_is_reported(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.tell(StopAsked(StopKind.DRAIN))
+    bench.receive(2)
+    assert bench.step_of(2) is None
+    assert bench.snapshot().draining
+    bench.succeed(1, CAPTURED, FINISHED, REPORTED)
+    bench.pool.succeed(1, REMOVED)
+    bench.agent.run()
+    assert bench.state_of(1) == "removed"
+    assert bench.state_of(2) == "received"
+
+
+def test_drain_admits_the_subtasks_that_running_work_waits_for(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.tell(SubtaskCreated(RunId(1)), StopAsked(StopKind.DRAIN))
+    bench.receive(2, task=make_task(2, parent_id=TaskId(1)))
+    bench.receive(3, task=make_task(3, parent_id=TaskId(55)))
+    assert bench.step_of(2) == "admit"
+    assert bench.step_of(3) is None
+
+
+def test_a_stop_ends_a_drain(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.tell(StopAsked(StopKind.DRAIN), StopAsked(StopKind.STOP))
+    bench.pool.succeed(1, Wait({}))
+    bench.agent.run()
+    assert bench.state_of() == "running"
+
+
+def test_messages_that_came_together_are_all_taken_in(bench: Bench) -> None:
+    bench.mailbox.put(RunsListed((make_open_run(1),), complete=False, asked_at=0.0))
+    bench.mailbox.put(StopAsked(StopKind.NOW))
+    bench.agent.run()
+    assert bench.state_of() == "received"
+
+
+def test_a_stored_run_is_taken_up_as_it_is(bench: Bench) -> None:
+    stored = replace(make_run(5), fault="unreadable")
+    bench.store(stored)
+    bench.start()
+    bench.agent.turn(0)
+    assert bench.pool.in_flight[RunId(5)][1] == stored

@@ -1,0 +1,147 @@
+"""The arrows between the rooms of the package, read from its imports.
+
+cli → app → the loop (agent, steps, …) → domain, errors; adapters → domain, errors, and never one another.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "node_agent"
+PACKAGE = "node_agent"
+
+CORE = {"domain", "errors"}
+LOOP = {"agent", "steps", "lister", "availability", "timetable", "pool", "sweep"}
+ADAPTERS = {"server", "runtime", "databases", "store", "proxy"}
+EDGE = {"config", "logs", "service"}
+"""What belongs to this process and this machine rather than to runs."""
+TOP = {"app", "cli", "checks", "commands", "screen", "site", "__main__"}
+LATER = {"sandbox", "compute", "guard", "status"}
+"""Rooms of their own; they may use what stands above the adapters."""
+
+OWNERS = {
+    "docker": {"runtime"},
+    "requests": {"server", "runtime"},  # the engine's SDK lets errors of requests through
+    "socketio": {"server"},
+    "engineio": {"server"},
+    "websocket": {"server"},
+    "sqlite3": {"store"},
+    "yaml": {"config"},
+    "pydantic": {"config", "server/wire"},
+    "pydantic_core": {"config"},
+    "tenacity": {"server/client"},
+    "cryptography": {"server"},
+    "werkzeug": {"proxy"},
+    "waitress": {"proxy"},
+    "pandas": {"databases"},
+    "pyarrow": {"databases"},
+    "openpyxl": {"databases"},
+    "click": {"cli", "commands", "screen"},
+    "rich": {"cli", "commands", "screen"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    inside = path.relative_to(ROOT)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def imports_of(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == PACKAGE}
+    return names
+
+
+def rooms_used(path: Path) -> set[str]:
+    inner = (name.split(".") for name in imports_of(path.read_text()) if name.startswith(f"{PACKAGE}."))
+    return {parts[1] for parts in inner if parts[1] != "__version__"} - {room_of(path)}
+
+
+def packages_used(path: Path) -> set[str]:
+    outer = {name.split(".")[0] for name in imports_of(path.read_text())}
+    return outer - {PACKAGE, "__future__"}
+
+
+def allowed_rooms(room: str) -> set[str]:
+    if room in CORE:
+        return CORE
+    if room in LOOP:
+        return CORE | LOOP
+    if room in ADAPTERS | EDGE:
+        return CORE
+    return CORE | LOOP | ADAPTERS | EDGE | TOP | LATER
+
+
+by_module = pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room_of(path) for path in modules()} - {"__init__"}
+    assert rooms <= CORE | LOOP | ADAPTERS | EDGE | TOP | LATER
+
+
+@by_module
+def test_arrows_point_inwards_only(path: Path) -> None:
+    if room_of(path) != "__init__":
+        assert rooms_used(path) <= allowed_rooms(room_of(path))
+
+
+@by_module
+def test_the_core_needs_nothing_but_python(path: Path) -> None:
+    if room_of(path) in CORE:
+        assert packages_used(path) <= set(sys.stdlib_module_names)
+
+
+@by_module
+def test_the_loop_needs_nothing_but_python_and_its_log(path: Path) -> None:
+    if room_of(path) in LOOP:
+        assert packages_used(path) <= set(sys.stdlib_module_names) | {"structlog"}
+
+
+IO_MODULES = {"socket", "subprocess", "threading", "urllib", "http", "shutil", "tempfile", "time", "os"}
+
+
+@by_module
+def test_the_domain_touches_neither_machine_nor_clock(path: Path) -> None:
+    if room_of(path) == "domain":
+        assert packages_used(path) & IO_MODULES == set()
+
+
+@by_module
+def test_each_library_has_its_owner(path: Path) -> None:
+    place = path.relative_to(ROOT).with_suffix("").as_posix()
+    for package in packages_used(path) & OWNERS.keys():
+        owners = OWNERS[package]
+        if room_of(path) not in LATER:
+            assert room_of(path) in owners or place in owners, f"{package} belongs to {sorted(owners)}"
+
+
+@by_module
+def test_threads_start_in_few_places(path: Path) -> None:
+    starters = {"app", "pool", "server", "proxy", "runtime"}
+    if "threading" in packages_used(path):
+        assert room_of(path) in starters | TOP | LATER
+
+
+def test_only_tables_of_edges_allow_what_they_say() -> None:
+    """The rules themselves refuse what they are there to refuse."""
+    assert "server" not in allowed_rooms("runtime")
+    assert "store" not in allowed_rooms("agent")
+    assert "agent" not in allowed_rooms("domain")
+    assert imports_of("from node_agent import steps\nimport docker.errors") == {
+        "node_agent",
+        "node_agent.steps",
+        "docker.errors",
+    }

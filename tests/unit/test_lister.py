@@ -1,0 +1,122 @@
+"""The lister: one listing per wish, inputs to disk, and no answer but a whole one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from node_agent.domain.messages import ListingFailed, RunsListed
+from node_agent.domain.run import RunId
+from node_agent.domain.task import TaskId
+from node_agent.errors import AccessDenied, DiskFull, ServerUnreachable, Transient
+from node_agent.lister import Lister
+from node_agent.store.rundir import DiskRunFolders
+from tests.doubles.clock import ManualClock
+from tests.doubles.core import ServerBook, make_open_run
+
+
+class Bench:
+    def __init__(self, state_dir: Path) -> None:
+        self.server = ServerBook()
+        self.folders = DiskRunFolders(state_dir, user=(0, 0))
+        self.clock = ManualClock()
+        self.known: set[RunId] = set()
+        self.posted: list[Any] = []
+        self.lister = Lister(
+            server=self.server,
+            folders=self.folders,
+            clock=self.clock,
+            is_new=lambda run_id: run_id not in self.known,
+            post=self.posted.append,
+        )
+
+
+class LastWord(BaseException):
+    """Ends a loop that has no end of its own."""
+
+
+@pytest.fixture
+def bench(quick_dir: Path) -> Bench:
+    return Bench(quick_dir)
+
+
+def test_a_listing_of_everything_is_complete_and_says_when_it_was_asked_for(bench: Bench) -> None:
+    bench.server.add(make_open_run(2))
+    bench.server.add(make_open_run(1))
+    bench.lister.serve_one(None)
+    (listed,) = bench.posted
+    assert isinstance(listed, RunsListed)
+    assert [run.id for run in listed.runs] == [1, 2]
+    assert listed.complete
+    assert listed.asked_at == bench.clock.monotonic()
+
+
+def test_a_listing_of_one_task_is_not_complete(bench: Bench) -> None:
+    bench.server.add(make_open_run(1))
+    bench.server.add(make_open_run(2))
+    bench.lister.serve_one(TaskId(2))
+    (listed,) = bench.posted
+    assert [run.id for run in listed.runs] == [2]
+    assert not listed.complete
+
+
+def test_inputs_go_to_disk_and_not_into_the_mailbox(bench: Bench) -> None:
+    bench.server.add(make_open_run(1, input=b"secret"))
+    bench.lister.serve_one(None)
+    assert bench.posted[0].runs[0].input == b""
+    assert bench.folders.has_input(RunId(1))
+
+
+def test_the_input_of_a_known_run_is_not_stored_again(bench: Bench) -> None:
+    bench.known.add(RunId(1))
+    bench.server.add(make_open_run(1))
+    bench.lister.serve_one(None)
+    assert not bench.folders.has_input(RunId(1))
+    assert [run.id for run in bench.posted[0].runs] == [1]
+
+
+def test_the_input_of_a_faulty_run_is_not_stored(bench: Bench) -> None:
+    bench.server.add(make_open_run(1, fault="no input"))
+    bench.lister.serve_one(None)
+    assert not bench.folders.has_input(RunId(1))
+    assert bench.posted[0].runs[0].fault == "no input"
+
+
+@pytest.mark.parametrize("error", [ServerUnreachable("away"), AccessDenied("key"), DiskFull("full")])
+def test_a_listing_that_fails_says_why(bench: Bench, error: Exception) -> None:
+    bench.server.faults.plan("open_runs", error)
+    bench.lister.serve_one(TaskId(3))
+    assert bench.posted == [ListingFailed(error, TaskId(3))]  # type: ignore[arg-type]
+
+
+def test_a_listing_that_meets_a_bug_is_not_the_last_one(bench: Bench) -> None:
+    bench.server.faults.plan("open_runs", PermissionError("odd"))
+    with capture_logs() as logged:
+        bench.lister.serve_one(None)
+    assert isinstance(bench.posted[0].error, Transient)
+    assert "PermissionError" in str(bench.posted[0].error)
+    assert [entry["event"] for entry in logged] == ["listing_bug"]
+
+
+def test_wishes_that_wait_are_not_repeated_and_later_ones_are_new(quick_dir: Path) -> None:
+    bench = Bench(quick_dir)
+    lists: list[object] = []
+
+    def post(message: RunsListed) -> None:
+        lists.append(message)
+        if len(lists) == 1:
+            # while the first listing is under way: its wish is a new one, the other still waits
+            bench.lister.ask()
+            bench.lister.ask(TaskId(1))
+        if len(lists) == 3:
+            raise LastWord
+
+    bench.lister._post = post  # type: ignore[assignment]
+    bench.lister.ask()
+    bench.lister.ask()
+    bench.lister.ask(TaskId(1))
+    with pytest.raises(LastWord):
+        bench.lister.serve_forever()
+    assert [message.complete for message in lists] == [True, False, True]  # type: ignore[attr-defined]
+    assert bench.lister._wishes.empty()

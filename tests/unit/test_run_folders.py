@@ -1,0 +1,451 @@
+"""The folders of runs: every call may be repeated, and nothing an algorithm leaves there can hurt or stay."""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from node_agent.domain.ports import Folders
+from node_agent.domain.run import RunId
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import JobId
+from node_agent.errors import DiskFull, OutputTooLarge
+from node_agent.store.rundir import DiskRunFolders, _disk_errors
+
+RUN = RunId(12)
+JOB = JobId(7)
+USER = (65534, 65534)
+LIMIT = 1000
+LATER = 4_000_000_000.0
+
+
+@pytest.fixture
+def folders(own_dir: Path) -> DiskRunFolders:
+    return DiskRunFolders(own_dir, user=USER)
+
+
+def prepare(folders: DiskRunFolders, token: str = "token-1") -> Folders:
+    folders.store_input(RUN, b"input")
+    return folders.prepare(RUN, JOB, token=Secret(token), open_to_all=False)
+
+
+def task_of(prepared: Folders) -> Path:
+    return prepared.private / "task-000000012"
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# --- before the container -------------------------------------------------------------------------------------
+
+
+def test_the_input_is_kept_once(folders: DiskRunFolders) -> None:
+    assert not folders.has_input(RUN)
+    folders.store_input(RUN, b"first")
+    folders.store_input(RUN, b"second")
+    assert folders.has_input(RUN)
+    prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
+    assert (task_of(prepared) / "input").read_bytes() == b"first"
+
+
+def test_the_input_is_not_kept_again_when_the_container_has_it(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    folders.store_input(RUN, b"another")
+    folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
+    assert (task_of(prepared) / "input").read_bytes() == b"input"
+
+
+def test_a_container_finds_input_output_and_token(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    names = {path.name: path.read_bytes() for path in task_of(prepared).iterdir()}
+    assert names == {"input": b"input", "output": b"", "token": b"token-1"}
+
+
+def test_preparing_again_renews_the_token_and_keeps_the_output(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    (task_of(prepared) / "output").write_bytes(b"42")
+    assert prepare(folders, "token-2") == prepared
+    assert (task_of(prepared) / "token").read_bytes() == b"token-2"
+    assert (task_of(prepared) / "output").read_bytes() == b"42"
+
+
+@pytest.mark.parametrize("leftover", [".input.new", ".token.new"])
+def test_preparing_again_after_a_stop_in_the_middle_works(folders: DiskRunFolders, leftover: str) -> None:
+    prepared = prepare(folders)
+    (task_of(prepared) / leftover).write_bytes(b"half")
+    (task_of(prepared) / "output").unlink()
+    prepare(folders)
+    assert (task_of(prepared) / "token").read_bytes() == b"token-1"
+
+
+def test_only_the_owner_enters_a_run_folder(folders: DiskRunFolders, own_dir: Path) -> None:
+    prepared = prepare(folders)
+    for path in (own_dir / "runs", own_dir / "runs" / "000000012", prepared.private, prepared.temporary):
+        assert mode_of(path) == 0o700
+    for name in ("input", "output", "token"):
+        assert mode_of(task_of(prepared) / name) == 0o600
+
+
+def test_what_the_container_uses_belongs_to_its_user(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    for path in (prepared.private, task_of(prepared), task_of(prepared) / "output", prepared.temporary):
+        assert (path.stat().st_uid, path.stat().st_gid) == USER
+
+
+def test_an_image_with_its_own_user_gets_in_by_mode(folders: DiskRunFolders) -> None:
+    folders.store_input(RUN, b"input")
+    prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=True)
+    assert mode_of(task_of(prepared)) == 0o777
+    assert mode_of(task_of(prepared) / "output") == 0o666
+
+
+def test_runs_of_one_job_share_their_temporary_folder_and_nothing_else(folders: DiskRunFolders) -> None:
+    first = prepare(folders)
+    folders.store_input(RunId(13), b"other")
+    second = folders.prepare(RunId(13), JOB, token=Secret("t"), open_to_all=False)
+    assert first.temporary == second.temporary
+    assert first.private != second.private
+
+
+# --- the output -----------------------------------------------------------------------------------------------
+
+
+def test_the_output_becomes_the_result(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    (task_of(prepared) / "output").write_bytes(b"42")
+    assert folders.result_path(RUN) is None
+    assert folders.capture_output(RUN, limit=LIMIT) == 2
+    result = folders.result_path(RUN)
+    assert result is not None
+    assert result.read_bytes() == b"42"
+    assert mode_of(result) == 0o600
+
+
+def test_capturing_again_gives_the_same_result(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    (task_of(prepared) / "output").write_bytes(b"42")
+    folders.capture_output(RUN, limit=LIMIT)
+    (task_of(prepared) / "output").write_bytes(b"something else")
+    assert folders.capture_output(RUN, limit=LIMIT) == 2
+
+
+def test_an_output_of_exactly_the_limit_is_taken(folders: DiskRunFolders) -> None:
+    (task_of(prepare(folders)) / "output").write_bytes(b"x" * LIMIT)
+    assert folders.capture_output(RUN, limit=LIMIT) == LIMIT
+
+
+def test_a_larger_output_is_refused_with_both_numbers(folders: DiskRunFolders) -> None:
+    (task_of(prepare(folders)) / "output").write_bytes(b"x" * (LIMIT + 1))
+    with pytest.raises(OutputTooLarge, match=r"1,001 bytes.*1,000"):
+        folders.capture_output(RUN, limit=LIMIT)
+    assert folders.result_path(RUN) is None
+
+
+def nothing(task: Path, _: Path) -> None:
+    (task / "output").unlink()
+
+
+def link_to_a_secret(task: Path, secret: Path) -> None:
+    (task / "output").unlink()
+    (task / "output").symlink_to(secret)
+
+
+def dangling_link(task: Path, _: Path) -> None:
+    (task / "output").unlink()
+    (task / "output").symlink_to("/nowhere/at/all")
+
+
+def pipe(task: Path, _: Path) -> None:
+    (task / "output").unlink()
+    os.mkfifo(task / "output")
+
+
+def folder(task: Path, _: Path) -> None:
+    (task / "output").unlink()
+    (task / "output").mkdir()
+
+
+def socket_file(task: Path, _: Path) -> None:
+    (task / "output").unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(task / "output"))
+
+
+def task_folder_gone(task: Path, _: Path) -> None:
+    task.rename(task.with_name("elsewhere"))
+
+
+def task_folder_is_a_file(task: Path, _: Path) -> None:
+    task.rename(task.with_name("elsewhere"))
+    task.write_bytes(b"file")
+
+
+def task_folder_is_a_link(task: Path, secret: Path) -> None:
+    task.rename(task.with_name("elsewhere"))
+    (secret.parent / "output").write_bytes(b"secret")
+    task.symlink_to(secret.parent)
+
+
+def mount_gone(task: Path, _: Path) -> None:
+    task.parent.rename(task.parent.with_name("moved"))
+
+
+HOSTILE = [
+    nothing,
+    link_to_a_secret,
+    dangling_link,
+    pipe,
+    folder,
+    socket_file,
+    task_folder_gone,
+    task_folder_is_a_file,
+    task_folder_is_a_link,
+    mount_gone,
+]
+
+
+@pytest.mark.parametrize("leave", HOSTILE, ids=lambda leave: leave.__name__)
+def test_a_hostile_output_counts_as_empty(
+    folders: DiskRunFolders, own_dir: Path, leave: Callable[[Path, Path], None]
+) -> None:
+    (own_dir / "private").mkdir()
+    secret = own_dir / "private" / "secret"
+    secret.write_bytes(b"secret")
+    leave(task_of(prepare(folders)), secret)
+    assert folders.capture_output(RUN, limit=LIMIT) == 0
+    result = folders.result_path(RUN)
+    assert result is not None
+    assert result.read_bytes() == b""
+    assert secret.read_bytes() == b"secret"
+    folders.remove(RUN)
+    assert secret.read_bytes() == b"secret"
+    assert not (own_dir / "runs" / "000000012").exists()
+
+
+@pytest.mark.parametrize("locked", ["mount", "task", "output"])
+def test_an_output_the_algorithm_locked_away_does_not_stop_the_agent(
+    folders: DiskRunFolders, locked: str
+) -> None:
+    prepared = prepare(folders)
+    task = task_of(prepared)
+    (task / "output").write_bytes(b"42")
+    {"mount": prepared.private, "task": task, "output": task / "output"}[locked].chmod(0)
+    # root reads it all the same; everybody else finds nothing
+    assert folders.capture_output(RUN, limit=LIMIT) == (2 if os.geteuid() == 0 else 0)
+
+
+# --- the log --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("captured", "note", "expected"),
+    [
+        (b"hello\n", "[node] why\n", b"hello\n[node] why\n"),
+        (b"no newline", "[node] why\n", b"no newline\n[node] why\n"),
+        (b"no newline", "", b"no newline"),
+        (b"", "[node] why\n", b"[node] why\n"),
+    ],
+)
+def test_the_final_log_is_the_captured_one_and_the_note(
+    folders: DiskRunFolders, captured: bytes, note: str, expected: bytes
+) -> None:
+    with folders.log_file(RUN) as file:
+        file.write(captured)
+    for _ in range(2):
+        final = folders.final_log(RUN, note)
+        assert final is not None
+        assert final.read_bytes() == expected
+
+
+def test_without_log_and_note_there_is_no_final_log(folders: DiskRunFolders) -> None:
+    assert folders.final_log(RUN, "") is None
+
+
+def test_a_note_is_kept_for_a_run_that_never_had_a_folder(folders: DiskRunFolders) -> None:
+    final = folders.final_log(RUN, "[node] half a pair \ud800\n")
+    assert final is not None
+    assert final.read_bytes() == b"[node] half a pair ?\n"
+
+
+def test_a_log_captured_again_begins_anew(folders: DiskRunFolders) -> None:
+    for text in (b"a long first try", b"short"):
+        with folders.log_file(RUN) as file:
+            file.write(text)
+    final = folders.final_log(RUN, "")
+    assert final is not None
+    assert final.read_bytes() == b"short"
+
+
+# --- how much -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_and_its_job_use_is_counted_together(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    before = folders.used_bytes(RUN, JOB)
+    (task_of(prepared) / "output").write_bytes(b"x" * 100_000)
+    (prepared.temporary / "scratch").write_bytes(b"x" * 100_000)
+    assert 200_000 <= folders.used_bytes(RUN, JOB) - before <= 300_000
+
+
+def test_many_empty_files_count_too(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    before = folders.used_bytes(RUN, JOB)
+    for number in range(100):
+        (prepared.temporary / str(number)).touch()
+    assert folders.used_bytes(RUN, JOB) - before >= 100 * 4096
+
+
+def test_what_a_link_points_to_is_not_counted(folders: DiskRunFolders, own_dir: Path) -> None:
+    prepared = prepare(folders)
+    (own_dir / "large").mkdir()
+    (own_dir / "large" / "file").write_bytes(b"x" * 10_000_000)
+    (prepared.temporary / "link").symlink_to(own_dir / "large")
+    assert folders.used_bytes(RUN, JOB) < 1_000_000
+
+
+def test_what_is_not_there_uses_nothing(folders: DiskRunFolders) -> None:
+    assert folders.used_bytes(RUN, JOB) == 0
+
+
+def test_a_temporary_folder_the_algorithm_locked_does_not_stop_the_agent(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    (prepared.temporary / "inner").mkdir(mode=0)
+    prepared.temporary.chmod(0)
+    assert folders.used_bytes(RUN, JOB) > 0
+    assert prepare(folders) == prepared
+
+
+def test_a_tree_too_deep_to_count_is_refused(folders: DiskRunFolders) -> None:
+    dig(prepare(folders).temporary, 2000)
+    with pytest.raises(OutputTooLarge, match="deep"):
+        folders.used_bytes(RUN, JOB)
+    folders.remove_job(JOB)
+
+
+# --- the end --------------------------------------------------------------------------------------------------
+
+
+def dig(place: Path, depth: int) -> None:
+    """Nest folders far deeper than a path can say."""
+    descriptor = os.open(place, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("deeper-and-deeper", dir_fd=descriptor)
+        inner = os.open("deeper-and-deeper", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(os.open("treasure", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+
+
+def lock(place: Path) -> None:
+    (place / "a" / "b").mkdir(parents=True)
+    (place / "a" / "b" / "file").touch()
+    (place / "a" / "empty").mkdir()
+    for path in (place / "a" / "b" / "file", place / "a" / "b", place / "a" / "empty", place / "a", place):
+        path.chmod(0)
+
+
+def strange_names(place: Path) -> None:
+    for name in (b"\xff\xfe", b"-rf", b"new\nline", b".lifted-0", b"x" * 255):
+        os.mkdir(os.fsencode(place) + b"/" + name)
+        os.mkdir(os.fsencode(place) + b"/" + name + b"/.lifted-1")
+
+
+def links_out(place: Path) -> None:
+    outside = place.parents[1] / "outside"
+    outside.mkdir(mode=0o755)
+    (outside / "file").touch()
+    (place / "folder").symlink_to(outside)
+    (place / "up").symlink_to("../..")
+    (place / "inner").mkdir()
+    (place / "inner" / "folder").symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [lambda place: dig(place, 3000), lock, strange_names, links_out],
+    ids=["deep", "locked", "strange names", "links out"],
+)
+def test_however_an_algorithm_leaves_its_folders_they_are_removed(
+    folders: DiskRunFolders, own_dir: Path, leave: Callable[[Path], None]
+) -> None:
+    prepared = prepare(folders)
+    leave(prepared.temporary)
+    folders.remove_job(JOB)
+    assert not prepared.temporary.exists()
+    if (own_dir / "outside").exists():
+        assert (own_dir / "outside" / "file").exists()
+        assert mode_of(own_dir / "outside") == 0o755
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda place: dig(place, 3000), lock, strange_names], ids=["deep", "locked", "strange names"]
+)
+def test_however_an_algorithm_leaves_its_run_folder_it_is_removed(
+    folders: DiskRunFolders, own_dir: Path, leave: Callable[[Path], None]
+) -> None:
+    leave(task_of(prepare(folders)))
+    folders.remove(RUN)
+    assert list((own_dir / "runs").iterdir()) == []
+
+
+def test_a_removal_that_was_interrupted_is_finished(folders: DiskRunFolders, own_dir: Path) -> None:
+    prepared = prepare(folders)
+    half = own_dir / "runs" / "000000012" / ".lifted-0"
+    half.mkdir()
+    (half / "left").touch()
+    assert prepared.private.exists()
+    folders.remove(RUN)
+    assert not half.parent.exists()
+
+
+def test_what_is_gone_is_removed_already(folders: DiskRunFolders) -> None:
+    folders.remove(RUN)
+    folders.remove_job(JOB)
+
+
+def test_a_run_of_another_job_is_left_alone(folders: DiskRunFolders) -> None:
+    prepare(folders)
+    folders.store_input(RunId(1), b"other")
+    folders.remove(RUN)
+    folders.remove_job(JobId(8))
+    assert folders.has_input(RunId(1))
+    assert list(folders.idle_jobs(before=LATER)) == [JOB]
+
+
+def test_stored_runs_and_idle_jobs_are_listed_by_their_age(folders: DiskRunFolders, own_dir: Path) -> None:
+    prepared = prepare(folders)
+    (own_dir / "runs" / "not-a-run").mkdir()
+    os.utime(own_dir / "runs" / "000000012", (100.0, 100.0))
+    os.utime(prepared.temporary, (100.0, 100.0))
+    assert (list(folders.stored_runs(before=100.0)), list(folders.idle_jobs(before=100.0))) == ([], [])
+    assert (list(folders.stored_runs(before=101.0)), list(folders.idle_jobs(before=101.0))) == ([RUN], [JOB])
+
+
+def test_a_job_given_to_a_run_again_is_not_idle(folders: DiskRunFolders) -> None:
+    prepared = prepare(folders)
+    os.utime(prepared.temporary, (100.0, 100.0))
+    prepare(folders)
+    assert list(folders.idle_jobs(before=101.0)) == []
+
+
+def test_opening_the_folders_twice_keeps_what_is_there(own_dir: Path) -> None:
+    DiskRunFolders(own_dir, user=USER).store_input(RUN, b"input")
+    assert DiskRunFolders(own_dir, user=USER).has_input(RUN)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_transient_and_says_what_to_do(number: int) -> None:
+    with pytest.raises(DiskFull, match="full") as trouble, _disk_errors():
+        raise OSError(number, "No space left on device", "/state/runs/1")
+    assert "Free some space" in trouble.value.hint
+
+
+def test_any_other_trouble_of_the_disk_stays_what_it_is() -> None:
+    with pytest.raises(PermissionError), _disk_errors():
+        raise PermissionError(errno.EACCES, "Permission denied")
