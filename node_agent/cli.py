@@ -119,7 +119,10 @@ def check(parts: "Parts", config: Path, *, as_json: bool, offline: bool) -> None
             screen.as_json({"ok": not _failing(results), "checks": [result.as_dict() for result in results]})
         )
     elif not _failing(results):
-        click.echo("Everything is as it must be.")
+        doubtful = any(result.verdict == "warning" for result in results)
+        click.echo(
+            "Nothing fails; the lines with ! deserve a look." if doubtful else "Everything is as it must be."
+        )
     if _failing(results[:1]):
         raise click.exceptions.Exit(EXIT_CONFIG)
     if _failing(results):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from node_agent import checks, logs
 from node_agent.checks import CheckResult, FolderFacts
 from node_agent.config import ANY_MACHINE, Settings, load
-from node_agent.errors import ConfigError, NodeAgentError
+from node_agent.errors import NodeAgentError
 
 if TYPE_CHECKING:
     from node_agent.server.address import ServerAddress
@@ -81,25 +81,18 @@ def hold_agent(pid: int) -> "RunningAgent":
 
 def ensure_network(settings: Settings) -> str:
     """Create network and rule, or check them; say what stands."""
-    from node_agent.site import Site
+    from node_agent import app
 
     _quiet()
-    made = Site.of(settings).prepare()
-    if not made.firewall.loaded:
-        raise ConfigError(
-            f"The network {made.network.name} stands, but its firewall rule does not: {made.firewall.reason}.",
-            hint="Install nftables and run this command as root.",
-        )
-    return f"The network {made.network.name} ({made.network.subnet}) and its firewall rule stand."
+    return app.ensure_network(settings)
 
 
 def remove_network(settings: Settings) -> str:
     """Remove network and rule; say what is gone."""
-    from node_agent.site import Site
+    from node_agent import app
 
     _quiet()
-    Site.of(settings).remove()
-    return f"The network of {settings.name} and its firewall rule are gone."
+    return app.remove_network(settings)
 
 
 def _quiet() -> None:

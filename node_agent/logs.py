@@ -73,6 +73,7 @@ EVENTS: Mapping[str, str] = {
     "run_received": "The server has a new run for this node.",
     "runs_taken_up": "After a start: how many runs the journal holds that are not over.",
     "server_back": "The server answers (again).",
+    "server_call": "A call to the server and how long it took.",
     "server_lost": "The server does not answer; it is asked again until it does.",
     "server_offline": "The connection for events is gone; it is made again.",
     "server_online": "The connection for events stands, the node is shown online.",

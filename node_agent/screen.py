@@ -100,10 +100,19 @@ def _draw_rich(rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*rows[0], box=box.SIMPLE_HEAD, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in zip(*rows, strict=True):
+        table.add_column(column[0], overflow="fold", min_width=_least_width(column))
     for row in rows[1:]:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+def _least_width(column: Sequence[str]) -> int | None:
+    # on a narrow terminal the long texts are folded, not the numbers and times
+    if column[0] in {"image", "reason"}:
+        return None
+    return max(len(word) for cell in column for word in cell.split())
 
 
 def status_facts(seen: _Seen) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the agent expects of a coordinating server: held against the fake one always, and against the real one."""
+"""What the agent expects of a coordinating server: held against the fake one, the embedded one and the real one."""
 
 import base64
 import json
@@ -33,14 +33,19 @@ from tests.contract.server_stage import (
     write,
 )
 from tests.doubles.fake_server import FakeServer
+from tests.lab.sandbox import SandboxLab
 from tests.lab.vantage6 import COLLABORATION, RealServer
 
 
-@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.interop)])
+@pytest.fixture(scope="module", params=["fake", "sandbox", pytest.param("real", marks=pytest.mark.interop)])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     if request.param == "fake":
         with FakeServer() as server:
             yield FakeStage(server)
+        return
+    if request.param == "sandbox":
+        with SandboxLab(("alpha",)) as sandbox:
+            yield RealStage(sandbox)
         return
     with started(RealServer(("alpha",))) as real:
         yield RealStage(real)

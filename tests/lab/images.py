@@ -190,6 +190,7 @@ def _build_tools(client: docker.DockerClient, tag: str) -> None:
     (context / "Dockerfile").write_text(TOOLS_RECIPE)
     with timed("building the image with the algorithm tools"):
         _finish(client.api.build(path=str(context), tag=tag, labels={LABEL: "1"}, rm=True, decode=True))
+    shutil.rmtree(context)
 
 
 def _python_version(client: docker.DockerClient) -> str:
