@@ -8,17 +8,28 @@
 
 ARG BASE=python:3.12-slim
 
-FROM ${BASE} AS build
-COPY pyproject.toml README.md LICENSE* wheels* /build/
-COPY node_agent /build/node_agent
+FROM ${BASE} AS dependencies
 # The environment gets no pip of its own: nothing that can install stays in it.
-RUN set -eu; cd /build; pip="-m pip --python /opt/node-agent/bin/python"; \
-    for wheel in pip-*.whl; do \
-      [ ! -e "$wheel" ] || { pip="$wheel/pip --python /opt/node-agent/bin/python"; \
-        export PIP_NO_INDEX=1 PIP_FIND_LINKS=/build; }; \
+COPY pyproject.toml README.md LICENSE* wheels* /build/
+WORKDIR /build
+RUN set -eu; python3 -m venv --without-pip /opt/node-agent; \
+    printf '#!/bin/sh\nexec python3 -m pip --python /opt/node-agent/bin/python "$@"\n' > /build/pip; \
+    for wheel in /build/pip-*.whl; do \
+      [ ! -e "$wheel" ] || { \
+        printf '#!/bin/sh\nexport PIP_NO_INDEX=1 PIP_FIND_LINKS=/build\n' > /build/pip; \
+        printf 'exec python3 %s/pip --python /opt/node-agent/bin/python "$@"\n' "$wheel" >> /build/pip; }; \
     done; \
-    python3 -m venv --without-pip /opt/node-agent; \
-    python3 $pip install --quiet --no-cache-dir --disable-pip-version-check --root-user-action=ignore .
+    chmod +x /build/pip
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# An empty package stands in for the agent: a change of its code must not fetch everything anew.
+RUN set -eu; mkdir node_agent; touch node_agent/__init__.py; \
+    ./pip install --quiet .; ./pip uninstall --quiet --yes node-agent; rm -rf node_agent build; \
+    cd /opt/node-agent/lib/python3.*/site-packages; \
+    rm -rf pandas/tests pyarrow/tests pyarrow/include pyarrow/src
+
+FROM dependencies AS program
+COPY node_agent /build/node_agent
+RUN ./pip install --quiet --no-deps --prefix /opt/program .
 
 FROM ${BASE}
 RUN command -v nft >/dev/null || { \
@@ -27,7 +38,8 @@ RUN command -v nft >/dev/null || { \
 ARG UID=64197
 RUN groupadd --gid ${UID} node-agent && \
     useradd --uid ${UID} --gid ${UID} --no-create-home --home-dir /var/lib/node-agent --shell /usr/sbin/nologin node-agent
-COPY --from=build /opt/node-agent /opt/node-agent
+COPY --from=dependencies /opt/node-agent /opt/node-agent
+COPY --from=program /opt/program /opt/node-agent
 RUN ln -s /opt/node-agent/bin/node-agent /usr/local/bin/node-agent
 USER node-agent
 ENTRYPOINT ["node-agent"]

@@ -112,6 +112,7 @@ class Agent:
         self._concurrent_runs = concurrent_runs
         self._runs: dict[RunId, Run] = {}
         self._learned_at: dict[RunId, float] = {}
+        self._ended_at: dict[RunId, float] = {}
         self._due: dict[RunId, float] = {}
         self._busy: set[RunId] = set()
         self._retries: dict[RunId, int] = {}
@@ -388,6 +389,7 @@ class Agent:
 
     def _forget(self, run: Run) -> None:
         self._finished += 1
+        self._ended_at[run.id] = self._clock.monotonic()
         for known in (self._runs, self._learned_at, self._due, self._retries):
             known.pop(run.id, None)
         self._quiet.discard(run.id)
@@ -432,14 +434,16 @@ class Agent:
         self._server_answered()
         for listed in message.runs:
             if listed.id not in self._runs:
-                self._take_in(listed)
+                self._take_in(listed, asked_at=message.asked_at)
+        # No later list can have been asked for before this one.
+        self._ended_at = {run: at for run, at in self._ended_at.items() if at >= message.asked_at}
         if not message.complete:
             return
         self._suspect_absent({listed.id for listed in message.runs}, message.asked_at)
         if not self._swept:
             self._sweep()
 
-    def _take_in(self, listed: OpenRun) -> None:
+    def _take_in(self, listed: OpenRun, *, asked_at: float) -> None:
         run = Run(
             id=listed.id,
             task=listed.task,
@@ -447,13 +451,23 @@ class Agent:
             fault=listed.fault,
             announced=listed.status,
         )
-        if not self._journal.insert(run):
+        if not self._entered(run, listed, asked_at=asked_at):
             log.debug("run_listed_after_its_end", run_id=run.id)
             return
         self._learned_at[run.id] = self._clock.monotonic()
         self._keep(run)
         self._make_due(run.id)
         _log_of(run).info("run_received", parent_id=run.task.parent_id)
+
+    def _entered(self, run: Run, listed: OpenRun, *, asked_at: float) -> bool:
+        """Record a listed run; False when it is one that is over, shown by a list that was overtaken."""
+        if self._journal.insert(run):
+            return True
+        # Some databases give the number of a deleted run to the next one. The old run was claimed, this one is not.
+        is_another = listed.claimed_at is None and self._ended_at.get(run.id, float("-inf")) < asked_at
+        if is_another:
+            self._journal.renew(run, at=self._clock.now())
+        return is_another
 
     def _suspect_absent(self, listed: set[RunId], asked_at: float) -> None:
         """Have the server asked about each run that the complete list does not show: it may be closed.

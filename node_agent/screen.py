@@ -22,7 +22,6 @@ _COLUMNS: Mapping[str, str] = {
     "status": "status",
     "status_code": "code",
     "received_at": "received",
-    "started_at": "started",
     "finished_at": "finished",
     "reason": "reason",
 }

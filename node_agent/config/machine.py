@@ -6,6 +6,7 @@ that is away does not keep an operator from asking how the agent is.
 
 import os
 import stat
+from collections import ChainMap
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +99,10 @@ def _text(content: bytes) -> str:
 
 class AnyMachine(ThisMachine):
     """A machine where every file is there and no secret is read."""
+
+    def __init__(self) -> None:
+        # an operator's shell has no credentials of a service, and a configuration that names one is right all the same
+        super().__init__(ChainMap(os.environ, {"CREDENTIALS_DIRECTORY": "/run/credentials"}))
 
     def kind(self, path: Path) -> Kind:  # noqa: ARG002 - keeps the shape of the port
         """Say that the file may be there."""

@@ -214,6 +214,9 @@ class Journal(Protocol):
     def insert(self, run: Run) -> bool:
         """Record a new run; False when the id is known already."""
 
+    def renew(self, run: Run, *, at: float) -> None:
+        """Record a new run under the id of one that is over."""
+
     def update(self, before: Run, after: Run, *, at: float) -> None:
         """Record that *before* became *after*. Raises IllegalTransition when the journal knows otherwise."""
 
@@ -225,7 +228,7 @@ class RunFolders(Protocol):
     """The private directories of runs and jobs. Every call may raise DiskFull."""
 
     def store_input(self, run_id: RunId, content: bytes) -> None:
-        """Keep the input; does nothing when it is kept already."""
+        """Keep the input; does nothing when the container's folder has it already."""
 
     def has_input(self, run_id: RunId) -> bool:
         """Tell whether the input is kept."""

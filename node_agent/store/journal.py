@@ -52,6 +52,10 @@ _UPDATE = (
     f"UPDATE run SET {', '.join(f'{column} = :{column}' for column in _COLUMNS[5:])} "  # noqa: S608 - same
     "WHERE run_id = :run_id AND state = :old_state"
 )
+_RENEW = (
+    f"UPDATE run SET {', '.join(f'{column} = :{column}' for column in _COLUMNS[1:])} "  # noqa: S608 - same
+    "WHERE run_id = :run_id AND state = 9"
+)
 
 
 class SqliteJournal:
@@ -93,6 +97,14 @@ class SqliteJournal:
         with _journal_errors(self._path):
             return self._connection.execute(_INSERT, _to_row(run)).rowcount == 1
 
+    def renew(self, run: Run, *, at: float) -> None:
+        """Record a new run under the id of one that is over."""
+        with self._transaction():
+            changed = self._connection.execute(_RENEW, _to_row(run))
+            if changed.rowcount != 1:
+                raise IllegalTransition(f"Run {run.id} is not over in the journal.")
+            self._note(run.id, State.REMOVED, run.state, at=at)
+
     def update(self, before: Run, after: Run, *, at: float) -> None:
         """Record that *before* became *after*."""
         with self._transaction():
@@ -100,10 +112,13 @@ class SqliteJournal:
             if changed.rowcount != 1:
                 raise IllegalTransition(f"Run {before.id} is not in {before.state.name} in the journal.")
             if after.state is not before.state:
-                self._connection.execute(
-                    "INSERT INTO transition (run_id, at, from_state, to_state) VALUES (?, ?, ?, ?)",
-                    (after.id, at, before.state, after.state),
-                )
+                self._note(after.id, before.state, after.state, at=at)
+
+    def _note(self, run_id: RunId, before: State, after: State, *, at: float) -> None:
+        self._connection.execute(
+            "INSERT INTO transition (run_id, at, from_state, to_state) VALUES (?, ?, ?, ?)",
+            (run_id, at, before, after),
+        )
 
     def close(self) -> None:
         """Close the file."""

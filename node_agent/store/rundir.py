@@ -44,8 +44,8 @@ class DiskRunFolders:
                 folder.mkdir(mode=0o700, exist_ok=True)
 
     def store_input(self, run_id: RunId, content: bytes) -> None:
-        """Keep the input; does nothing when it is kept already."""
-        if self.has_input(run_id):
+        """Keep the input; does nothing when the container's folder has it already."""
+        if (self._task_folder(run_id) / "input").exists():
             return
         with _disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)

@@ -150,6 +150,7 @@ class Entry:
     said: list[Status] = field(default_factory=list)
     accepted: list[Delivered] = field(default_factory=list)
     closed: bool = False
+    claimed_at: float | None = None
 
 
 class ServerBook:
@@ -185,7 +186,7 @@ class ServerBook:
         for run_id, entry in sorted(self.entries.items()):
             wanted = task_id is None or entry.listed.task.id == task_id
             if wanted and not entry.closed and run_id not in self.hidden:
-                yield replace(entry.listed, status=entry.status)
+                yield replace(entry.listed, status=entry.status, claimed_at=entry.claimed_at)
 
     def is_open(self, run_id: RunId) -> bool:
         self.faults.meet("is_open")
@@ -195,6 +196,7 @@ class ServerBook:
         self.faults.meet("claim")
         self._open_entry(run_id).status = Status.INITIALIZING
         self.entries[run_id].said.append(Status.INITIALIZING)
+        self.entries[run_id].claimed_at = at
 
     def announce(self, run_id: RunId, status: Status) -> None:
         self.faults.meet("announce")

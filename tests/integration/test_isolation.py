@@ -23,7 +23,7 @@ import json, socket
 answers = {{}}
 for address, port in {doors}:
     try:
-        socket.create_connection((address, port), timeout=1).close()
+        socket.create_connection((address, port), timeout=0.3).close()
         answers[f'{{address}}:{{port}}'] = 'open'
     except ConnectionRefusedError:
         answers[f'{{address}}:{{port}}'] = 'refused'
@@ -112,8 +112,9 @@ def test_a_run_reaches_no_other_run_and_no_container_of_another_network(place: M
 
 def await_words(place: Machine, container: str) -> None:
     """Wait until a container wrote its first line."""
-    for _ in place.client.api.logs(container, stream=True, follow=True):
-        return
+    stream = place.client.api.logs(container, stream=True, follow=True)
+    next(stream)
+    stream.close()
 
 
 def test_the_proxy_goes_by_its_name(place: Machine, proxy: int) -> None:

@@ -111,6 +111,20 @@ def test_a_task_deleted_while_it_runs_is_stopped_and_forgotten(real: Stage, agen
     eventually(lambda: run_state(agent, run_id) == "removed", within=15, what="the run to be over")
 
 
+def test_a_task_that_gets_the_numbers_of_a_deleted_one_runs_with_its_own_input(
+    real: Stage, agent: AgentProcess
+) -> None:
+    deleted = real.submit("write('the old one')")
+    deleted.result()
+    run_id = deleted.run["id"]
+    eventually(lambda: run_state(agent, run_id) == "removed", within=15, what="the run to be over")
+    real.client.call("task.delete", id_=deleted.id)
+    another = real.submit("write('the new one')")
+    assert another.id == deleted.id, "this server's database no longer gives numbers twice"
+    assert another.run["id"] == run_id
+    assert another.result() == "the new one"
+
+
 def test_a_container_that_somebody_removes_is_reported_as_lost(real: Stage, agent: AgentProcess) -> None:
     task = real.submit(LONG)
     task.reached("active")

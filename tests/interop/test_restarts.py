@@ -61,7 +61,7 @@ def test_tasks_created_while_the_agent_is_down_run_in_the_order_they_came(
 
 
 def test_runs_outlive_a_power_cut_of_the_agent_and_start_once(real: Stage, agent: AgentProcess) -> None:
-    ends_meanwhile, ends_later = real.submit(working(4)), real.submit(working(14))
+    ends_meanwhile, ends_later = real.submit(working(3)), real.submit(working(12))
     ends_meanwhile.reached("active")
     ends_later.reached("active")
     agent.kill()
@@ -85,12 +85,12 @@ def test_a_stopped_agent_leaves_its_container_running_and_adopts_it(real: Stage,
 def test_runs_that_end_while_the_server_is_away_are_reported_when_it_is_back(
     real: Stage, agent: AgentProcess
 ) -> None:
-    ends_meanwhile, ends_later = real.submit(working(2)), real.submit(working(18))
-    ends_meanwhile.reached("active")
+    ends_meanwhile, ends_later = real.submit(working(4)), real.submit(working(15))
+    run_id = ends_meanwhile.reached("active")["id"]
     ends_later.reached("active")
     real.server.stop()
     try:
-        agent.wait_for("run_advanced", within=30, run_id=ends_meanwhile_id(agent), to="finished")
+        agent.wait_for("run_advanced", within=30, run_id=run_id, to="finished")
         print(agent.command("status").stdout)
     finally:
         real.server.start()
@@ -99,11 +99,6 @@ def test_runs_that_end_while_the_server_is_away_are_reported_when_it_is_back(
     print(f"\nreported {time.monotonic() - started:.2f} s after the server was back")
     assert ends_later.result() == {"starts": 1}
     eventually(lambda: node_status(real) == "online", within=30, what="online")
-
-
-def ends_meanwhile_id(agent: AgentProcess) -> int:
-    running = [run["run_id"] for run in agent.runs() if run["state"] == "running"]
-    return int(min(running))
 
 
 def test_an_agent_that_starts_before_the_server_waits_for_it(

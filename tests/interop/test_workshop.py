@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -37,7 +38,7 @@ class Workshop:
     average: str
     patient: str
 
-    def ask(self, name: str, **arguments: Any) -> Any:
+    def ask(self, name: str, /, **arguments: Any) -> Any:
         return self.client.call(name, **arguments)
 
     def create(self, image: str, method: str, organizations: list[int], **arguments: Any) -> int:
@@ -121,12 +122,11 @@ def test_a_node_tells_which_databases_it_has(workshop: Workshop) -> None:
 
 
 def test_a_wrong_password_does_not_log_in(workshop: Workshop) -> None:
-    class Stranger:
-        root = workshop.server.root
-        organizations = workshop.server.organizations
-        passwords = {"alpha": "not the password"}
-
-    with pytest.raises(ClientError, match="the client ended"), ClientWorker(Stranger()):  # type: ignore[arg-type]
+    server = workshop.server
+    wrong: Any = SimpleNamespace(
+        root=server.root, organizations=server.organizations, passwords={"alpha": "not the password"}
+    )
+    with pytest.raises(ClientError, match="the client ended"), ClientWorker(wrong):
         pass
 
 
@@ -173,14 +173,6 @@ def test_a_failing_task_says_in_its_log_what_is_wrong(workshop: Workshop) -> Non
     assert run["status"] == "crashed"
     assert "there is no column 'shoe_size' here" in run["log"]
     assert workshop.ask("task.get", id_=task_id)["status"] == "crashed"
-
-
-def test_an_image_nobody_has_is_named_as_the_reason(workshop: Workshop) -> None:
-    task_id = workshop.create("node-agent-lab/nobody-has-this:1", "m", [workshop.alpha])
-    workshop.ask("wait_for_results", task_id=task_id, interval=0.5, within=TASK_SECONDS)
-    (run,) = workshop.ask("run.from_task", task_id=task_id)["data"]
-    assert run["status"] == "non-existing Docker image"
-    assert "node-agent-lab/nobody-has-this:1" in run["log"]
 
 
 def test_a_task_can_be_killed_while_it_runs(workshop: Workshop) -> None:

@@ -231,10 +231,28 @@ def test_a_run_listed_twice_is_taken_in_once(bench: Bench) -> None:
 def test_a_run_listed_after_its_end_stays_ended(bench: Bench, logged: list[Any]) -> None:
     bench.receive(1)
     bench.succeed(1, *WAY)
-    bench.receive(1)
+    bench.receive(1, claimed_at=1.0)
     assert bench.step_of() is None
     assert bench.state_of() == "removed"
     assert "run_listed_after_its_end" in events(logged)
+
+
+def test_a_listing_overtaken_by_the_end_of_a_run_does_not_start_it_again(bench: Bench) -> None:
+    bench.receive(1)
+    asked_at = bench.clock.monotonic()
+    bench.succeed(1, *WAY)
+    bench.tell(RunsListed((make_open_run(1),), complete=True, asked_at=asked_at))
+    assert bench.state_of() == "removed"
+
+
+def test_the_number_of_a_deleted_run_may_be_given_to_another(bench: Bench) -> None:
+    bench.receive(1)
+    bench.succeed(1, *WAY)
+    bench.receive(1)
+    assert bench.state_of() == "received"
+    assert bench.step_of() == "admit"
+    bench.succeed(1, *WAY)
+    assert bench.state_of() == "removed"
 
 
 def test_a_faulty_run_is_taken_in_so_that_it_can_be_reported(bench: Bench) -> None:

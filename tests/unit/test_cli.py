@@ -209,17 +209,7 @@ def test_offline_leaves_the_server_out() -> None:
 def test_runs_shows_a_row_for_each_run_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("runs", history=giving([ROW, {**ROW, "run_id": 1, "reason": "\x1b[2Jno"}])) == 0
     heading, first, second = capsys.readouterr().out.splitlines()
-    assert heading.split() == [
-        "run",
-        "task",
-        "image",
-        "status",
-        "code",
-        "received",
-        "started",
-        "finished",
-        "reason",
-    ]
+    assert heading.split() == ["run", "task", "image", "status", "code", "received", "finished", "reason"]
     assert first.split() == ["2", "1", "x/y:1", "active", "40", "2001-09-09", "01:46:40Z"]
     assert second.endswith("[2Jno")
     assert "\x1b" not in second

@@ -107,14 +107,14 @@ class Life:
             databases=ConfiguredDatabases(),
             clock=world.clock,
             settings=SETTINGS,
-            wanted=lambda run_id: self._agent.wanted(run_id),
+            wanted=lambda run_id: self._agent.wanted(run_id),  # noqa: PLW0108 - the agent comes later
             progress=lambda *_: None,
         )
         self._lister = Lister(
             server=server,
             folders=folders,
             clock=world.clock,
-            is_new=lambda run_id: self._agent.is_new(run_id),
+            is_new=lambda run_id: self._agent.is_new(run_id),  # noqa: PLW0108 - same
             post=self.mailbox.put,
         )
         self._agent = Agent(

@@ -32,7 +32,7 @@ def test_an_unknown_label_is_refused_with_the_label_asked_for_and_those_there_ar
 
 
 def test_a_node_without_databases_says_so():
-    with pytest.raises(DatabaseMissing, match="none"):
+    with pytest.raises(DatabaseMissing, match="no database at all"):
         Catalog([], agent=ROOT).choose([DatabaseRequest(label="one")])
 
 

@@ -11,7 +11,6 @@ import yaml
 
 from node_agent import cli
 from node_agent.config import ANY_MACHINE, load
-from node_agent.config.machine import AnyMachine
 from node_agent.config.shape import setting_paths
 from node_agent.logs import EVENTS
 
@@ -37,8 +36,8 @@ def test_the_example_names_every_setting() -> None:
 
 
 def test_the_values_of_the_example_are_the_defaults() -> None:
-    example = load(ROOT / "configs" / "example.yaml", machine=AnyMachine({}))
-    minimal = load(ROOT / "configs" / "minimal.yaml", machine=AnyMachine({}))
+    example = load(ROOT / "configs" / "example.yaml", machine=ANY_MACHINE)
+    minimal = load(ROOT / "configs" / "minimal.yaml", machine=ANY_MACHINE)
     for part in (
         "images",
         "limits",

@@ -145,6 +145,17 @@ def test_the_journal_goes_on_after_a_refusal(journal: SqliteJournal) -> None:
     assert journal.load()[0].state is State.ADMITTED
 
 
+def test_a_number_is_given_anew_only_when_its_run_is_over(journal: SqliteJournal, quick_dir: Path) -> None:
+    over = make_run(1, state=State.REMOVED, outcome=Outcome.COMPLETED)
+    another = make_run(1, task=make_task(9))
+    journal.insert(over)
+    journal.renew(another, at=5.0)
+    assert journal.load() == [another]
+    assert transitions(quick_dir) == [(1, 5.0, State.REMOVED, State.RECEIVED)]
+    with pytest.raises(IllegalTransition, match="not over"):
+        journal.renew(another, at=6.0)
+
+
 def test_every_edge_of_the_lifecycle_can_be_recorded(journal: SqliteJournal, quick_dir: Path) -> None:
     edges = [(before, after) for before, followers in EDGES.items() for after in sorted(followers)]
     for number, (before, after) in enumerate(edges, start=1):
@@ -262,3 +273,17 @@ def test_the_history_says_how_a_run_ended(journal: SqliteJournal, quick_dir: Pat
         32,
         "no such image",
     )
+
+
+def test_a_new_run_takes_the_place_of_one_that_is_over(journal: SqliteJournal, quick_dir: Path) -> None:
+    over = replace(make_run(1), state=State.REMOVED, outcome=Outcome.COMPLETED)
+    journal.insert(over)
+    journal.renew(make_run(1), at=9.0)
+    assert journal.load() == [make_run(1)]
+    assert transitions(quick_dir) == [(1, 9.0, State.REMOVED, State.RECEIVED)]
+
+
+def test_a_run_that_is_not_over_keeps_its_place(journal: SqliteJournal) -> None:
+    journal.insert(make_run(1))
+    with pytest.raises(IllegalTransition):
+        journal.renew(make_run(1), at=9.0)

@@ -59,7 +59,9 @@ def test_nothing_listed_means_nothing_runs() -> None:
     assert "policy.algorithms is empty" in verdict.rule
 
 
-@pytest.mark.parametrize("reference", ["registry.example.org/approved/a", "registry.example.org/approved/a:v1"])
+@pytest.mark.parametrize(
+    "reference", ["registry.example.org/approved/a", "registry.example.org/approved/a:v1"]
+)
 def test_a_glob_over_the_name_allows_every_tag_and_digest(reference: str) -> None:
     for digest in (None, DIGEST, OTHER):
         verdict = judge_image(reference, RULES, digest=digest)

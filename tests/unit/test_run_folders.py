@@ -44,13 +44,13 @@ def mode_of(path: Path) -> int:
 # --- before the container -------------------------------------------------------------------------------------
 
 
-def test_the_input_is_kept_once(folders: DiskRunFolders) -> None:
+def test_the_input_listed_last_is_kept(folders: DiskRunFolders) -> None:
     assert not folders.has_input(RUN)
     folders.store_input(RUN, b"first")
     folders.store_input(RUN, b"second")
     assert folders.has_input(RUN)
     prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
-    assert (task_of(prepared) / "input").read_bytes() == b"first"
+    assert (task_of(prepared) / "input").read_bytes() == b"second"
 
 
 def test_the_input_is_not_kept_again_when_the_container_has_it(folders: DiskRunFolders) -> None:
@@ -352,8 +352,7 @@ def lock(place: Path) -> None:
 
 def strange_names(place: Path) -> None:
     for name in (b"\xff\xfe", b"-rf", b"new\nline", b".lifted-0", b"x" * 255):
-        os.mkdir(os.fsencode(place) + b"/" + name)
-        os.mkdir(os.fsencode(place) + b"/" + name + b"/.lifted-1")
+        (place / os.fsdecode(name) / ".lifted-1").mkdir(parents=True)
 
 
 def links_out(place: Path) -> None:
@@ -402,6 +401,19 @@ def test_a_removal_that_was_interrupted_is_finished(folders: DiskRunFolders, own
     assert prepared.private.exists()
     folders.remove(RUN)
     assert not half.parent.exists()
+
+
+def test_trouble_of_the_disk_while_reading_the_output_is_not_taken_for_an_empty_one(
+    folders: DiskRunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(folders)
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        folders.capture_output(RUN, limit=LIMIT)
 
 
 def test_what_is_gone_is_removed_already(folders: DiskRunFolders) -> None:

@@ -266,9 +266,7 @@ def test_only_the_hash_of_the_token_is_remembered(bench: Bench) -> None:
 
 def test_what_the_owner_relaxed_for_an_image_is_given_to_it(bench: Bench) -> None:
     bench.settle(
-        relaxations=(
-            Relaxation(image=IMAGE, image_user=True, writable_root=True, capabilities=("CHOWN",)),
-        )
+        relaxations=(Relaxation(image=IMAGE, image_user=True, writable_root=True, capabilities=("CHOWN",)),)
     )
     bench.go("create", make_run(1, state=State.PULLED, image_id="image-1"))
     spec = bench.engine.box_of(RUN).spec

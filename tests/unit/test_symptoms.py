@@ -1,0 +1,33 @@
+import pytest
+
+from node_agent.domain.container import ContainerLimits
+from node_agent.domain.symptoms import likely_limit
+
+LIMITS = ContainerLimits(cpus=1, memory=1 << 20, pids=40, tmp_size=2 << 20, file_size=3 << 20, open_files=64)
+
+
+@pytest.mark.parametrize(
+    ("said", "setting"),
+    [
+        ("OSError: [Errno 27] File too large", "limits.output_size"),
+        ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "limits.pids"),
+        ("RuntimeError: can't start new thread", "limits.pids"),
+        ("OSError: [Errno 28] No space left on device", "limits.tmp_size"),
+        ("OSError: [Errno 24] Too many open files", "limits.open_files"),
+        ("Error: cannot allocate vector of size 7.5 Gb", "limits.memory"),
+        ("OSError: [Errno 30] Read-only file system: '/out'", "/mnt/tmp"),
+        ("socket.gaierror: [Errno -3] Temporary failure in name resolution", "proxy"),
+    ],
+)
+def test_the_words_of_a_crash_point_to_the_limit_behind_it(said: str, setting: str) -> None:
+    assert setting in likely_limit(f"Traceback\n{said}\n", LIMITS)
+
+
+def test_a_crash_for_its_own_reasons_points_to_no_limit() -> None:
+    assert likely_limit("ZeroDivisionError: division by zero", LIMITS) == ""
+
+
+def test_two_limits_are_both_named() -> None:
+    told = likely_limit("Too many open files\nNo space left on device", LIMITS)
+    assert "limits.open_files" in told
+    assert "limits.tmp_size" in told
