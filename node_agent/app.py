@@ -144,6 +144,7 @@ class Application:
         self._clock = SystemClock()
         self._started_at = self._clock.now()
         self._notifier = service.notifier(os.environ)
+        self._node_name = ""
         _prepare_state_dir(settings)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
         self._journal = SqliteJournal(settings.state_dir)
@@ -188,6 +189,7 @@ class Application:
 
     def _identify(self) -> None:
         self._identity = self._server.identify()
+        self._node_name = self._identity.node_name
         _check_encryption(self._identity)
 
     def _prepare_site(self) -> None:
@@ -255,7 +257,7 @@ class Application:
                 result = action()
             except Transient as error:
                 answering.lost(str(error))
-                self._notifier.status(f"Waiting: {error}")
+                self._show(_waiting_for(what, str(error)))
             else:
                 answering.back()
                 return result
@@ -307,7 +309,7 @@ class Application:
         said = presence.Presence(
             pid=os.getpid(),
             version=__version__,
-            node=self._identity.node_name,
+            node=self._node_name,
             since=self._started_at,
             written_at=self._clock.now(),
             **asdict(snapshot),
@@ -378,6 +380,21 @@ def _throttled_progress(
             post(PullProgressed(run_id, pulled.current, pulled.total))
 
     return progress
+
+
+def _waiting_for(what: str, problem: str) -> Snapshot:
+    """Give the sign of life of an agent that has not started its work yet."""
+    return Snapshot(
+        online=False,
+        server_problem=problem if what == "server" else "",
+        engine_problem=problem if what == "engine" else "",
+        waiting=0,
+        working=0,
+        owed=0,
+        oldest_owed_at=None,
+        finished=0,
+        draining=False,
+    )
 
 
 def _in_one_line(snapshot: Snapshot) -> str:

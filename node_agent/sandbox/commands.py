@@ -8,12 +8,19 @@ import json
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 if TYPE_CHECKING:
     from node_agent.sandbox.server import SandboxServer
+
+# a backspace of its own on a line tells click to leave the paragraph as it is
+_EXAMPLES: Final = """\b
+Examples:
+  node-agent sandbox server
+  node-agent sandbox server --port 7601 --organizations north,south --state-dir ./sandbox
+"""
 
 
 @click.group()
@@ -21,7 +28,7 @@ def sandbox() -> None:
     """Try federated analysis on this machine: for demos, development and tests only."""
 
 
-@sandbox.command()
+@sandbox.command(epilog=_EXAMPLES)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -44,15 +51,10 @@ def sandbox() -> None:
 def server(
     host: str, port: int, api_path: str, state_dir: Path | None, organizations: str, *, as_json: bool
 ) -> None:
-    r"""Run a coordinating server in the foreground, until Ctrl-C or SIGTERM.
+    """Run a coordinating server in the foreground, until Ctrl-C or SIGTERM.
 
     It makes one collaboration of all organizations, with a node for each and a user of the organization's name, and
     prints their keys and passwords. A state directory that holds a sandbox already is used as it is.
-
-    \b
-    Examples:
-      node-agent sandbox server
-      node-agent sandbox server --port 7601 --organizations north,south --state-dir ./sandbox
     """
     from node_agent import logs
     from node_agent.sandbox.server import Plan, SandboxServer

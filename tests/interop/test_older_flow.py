@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import requests
@@ -128,9 +128,9 @@ def test_a_task_without_organizations_goes_to_everybody_in_the_collaboration(old
     older.wait_for(task_id)
     results = older.get(f"task/{task_id}/result")
     assert [json.loads(row["result"]) for row in results] == [{"greeting": "hello world"}] * 2
-    assert {row["organization"]["id"] for row in results} == set(
+    assert {row["organization"]["id"] for row in results} == {
         older.server.organization_ids[name] for name in ("alpha", "beta")
-    )
+    }
     assert all("greeting world" in row["log"] for row in results)
 
 
@@ -180,7 +180,7 @@ class Ear:
         )
         self._client.emit("join_room", f"collaboration_{older.server.collaboration_id}", namespace="/tasks")
 
-    def __enter__(self) -> "Ear":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

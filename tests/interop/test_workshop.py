@@ -77,7 +77,7 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def set_up(stack: contextlib.ExitStack, kind: str, folder: Path) -> Workshop:
     docker = stack.enter_context(contextlib.closing(stack.enter_context(engine()).client()))
     average, patient = average_image(docker), script_image(docker, "patient", PATIENT)
-    server = stack.enter_context(SandboxLab() if kind == "sandbox" else RealServer())
+    server: Any = stack.enter_context(SandboxLab() if kind == "sandbox" else RealServer())
     folder.chmod(0o755)
     files = write_hospitals(folder)
     databases = {name: {"default": path} for name, path in files.items()}

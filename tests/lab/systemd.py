@@ -39,6 +39,8 @@ CAPABILITIES = [
     *("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"),
     *("SETPCAP", "AUDIT_WRITE", "SYS_NICE"),
 ]
+# What systemd mounts for a service's credentials reaches the service only where mounts are shared, as on a real machine.
+INIT = "mount --make-rshared / && exec /sbin/init"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS}
 
 
@@ -107,7 +109,7 @@ def _install(client: docker.DockerClient, tag: str) -> None:
         if container.wait()["StatusCode"] != 0:
             raise ImageError(f"make install failed:\n{container.logs().decode()[-2000:]}")
         repository, _, version = tag.rpartition(":")
-        container.commit(repository, version, changes=f'LABEL {LABEL}=1\nCMD ["/sbin/init"]')
+        container.commit(repository, version, changes=f"LABEL {LABEL}=1")
     finally:
         container.remove(force=True)
 
@@ -213,6 +215,7 @@ def _boot(client: docker.DockerClient, state_dir: Path) -> Any:
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     return client.containers.run(
         installed_image(client),
+        ["/bin/sh", "-c", INIT],
         detach=True,
         labels={LABEL: "1"},
         network_mode="host",

@@ -121,6 +121,8 @@ class Body:
         found = self.any(name)
         if not isinstance(found, str):
             raise bad_field(name, "Not a valid string.")
+        if not _is_unicode(found):
+            raise bad_field(name, "Not valid Unicode.")
         return found
 
     def text_or(self, name: str, default: str) -> str:
@@ -140,6 +142,15 @@ class Body:
         if not isinstance(found, list):
             raise bad_field(name, "Not a valid list.")
         return found
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be stored: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- values in queries ------------------------------------------------------------------------------------------

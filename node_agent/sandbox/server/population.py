@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -77,18 +77,20 @@ def hash_of_key(api_key: str) -> str:
     return hashlib.sha256(api_key.encode()).hexdigest()
 
 
-def populate(database: Database, plan: Plan) -> Credentials:
+def populate(
+    database: Database, plan: Plan, *, hash_password: Callable[[str], str] = generate_password_hash
+) -> Credentials:
     """Carry out the plan in an empty database."""
     plan.check()
     with database.transaction():
-        passwords = {name: _add_organization(database, name) for name in plan.organizations}
+        passwords = {name: _add_organization(database, name, hash_password) for name in plan.organizations}
         keys: dict[tuple[str, str], Secret] = {}
         for collaboration in plan.collaborations:
             keys |= _add_collaboration(database, collaboration)
     return Credentials(passwords=passwords, api_keys=keys)
 
 
-def _add_organization(database: Database, name: str) -> Secret:
+def _add_organization(database: Database, name: str, hash_password: Callable[[str], str]) -> Secret:
     """Add an organization and its researcher, who has the organization's name."""
     password = secrets.token_urlsafe(12)
     organization_id = database.change(
@@ -98,7 +100,7 @@ def _add_organization(database: Database, name: str) -> Secret:
         "INSERT INTO user (username, password, firstname, lastname, email, organization_id)"
         " VALUES (?, ?, ?, 'Researcher', ?, ?)",
         name,
-        generate_password_hash(password),
+        hash_password(password),
         name.title(),
         f"researcher@{name}.example",
         organization_id,

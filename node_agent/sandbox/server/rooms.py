@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import socketio
 
-from node_agent.sandbox.server.call import Caller
+from node_agent.sandbox.server.call import LARGEST_NUMBER, Caller
 from node_agent.sandbox.server.callers import caller_of
 from node_agent.sandbox.server.database import Database, now, written
 from node_agent.sandbox.server.refusal import Refusal
@@ -211,13 +211,14 @@ class Rooms:
         run, text = self._own_run(guest, content), content.get("log")
         if run is None or not isinstance(text, str):
             return
+        text = _storable(text)
         append_log(self._database, run["id"], text)
         heard = {"run_id": run["id"], "task_id": run["task_id"], "log": text}
         self.tell("algorithm_log", heard, guest.rooms[0])
 
     def _own_run(self, guest: _Guest, content: dict[str, Any]) -> Any:
         run_id = content.get("run_id")
-        if not isinstance(run_id, int):
+        if not isinstance(run_id, int) or not 0 < run_id < LARGEST_NUMBER:
             return None
         return self._database.row(
             "SELECT run.id, task_id, job_id FROM run JOIN task ON task.id = task_id"
@@ -246,11 +247,16 @@ def flattened(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pairs(key: str, value: object) -> list[tuple[str, str]]:
-    return [(key, _as_text(item)) for item in (value if isinstance(value, list) else [value])]
+    return [(_storable(key), _as_text(item)) for item in (value if isinstance(value, list) else [value])]
 
 
 def _as_text(value: object) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
+    return str(int(value)) if isinstance(value, bool) else _storable(str(value))
+
+
+def _storable(text: str) -> str:
+    """Give a text without halves of characters, which JSON may hold and the database cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _rooms_of_node(row: Any) -> tuple[str, ...]:

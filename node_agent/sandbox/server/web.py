@@ -17,7 +17,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from node_agent.sandbox.server import routes_login, routes_people, routes_runs, routes_tasks
-from node_agent.sandbox.server.call import Answer, Backend, Call
+from node_agent.sandbox.server.call import LARGEST_NUMBER, Answer, Backend, Call
 from node_agent.sandbox.server.callers import NOBODY, caller_of, touch
 from node_agent.sandbox.server.faults import Fault, Faults
 from node_agent.sandbox.server.refusal import Refusal
@@ -102,7 +102,7 @@ class WebApp:
         self._faults = faults
         self._cut = cut
         self._map = Map(
-            [Rule(route.path, endpoint=route, methods=[route.method]) for route in ROUTES],
+            [_rule(route) for route in ROUTES],
             redirect_defaults=False,
         ).bind("sandbox")
 
@@ -174,6 +174,12 @@ class WebApp:
         path = request.path.removeprefix(self._api_path) if inside else "//"
         route, values = self._map.match(path, method=request.method)
         return route, dict(values)
+
+
+def _rule(route: Route) -> Rule:
+    # a longer number is none the database could hold
+    path = route.path.replace("<int:", f"<int(max={LARGEST_NUMBER}):")
+    return Rule(path, endpoint=route, methods=[route.method])
 
 
 def _content(request: Request) -> bytes:
