@@ -33,7 +33,7 @@ from node_agent.domain.messages import (
 )
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
-from node_agent.domain.task import JobId, TaskId
+from node_agent.domain.task import TaskId
 from node_agent.errors import (
     AccessDenied,
     DiskFull,
@@ -44,6 +44,7 @@ from node_agent.errors import (
     ServerUnreachable,
     Transient,
 )
+from node_agent.runtable import RunTable
 from node_agent.timetable import Timetable
 
 log = structlog.get_logger()
@@ -92,12 +93,13 @@ class Hands:
 
 
 class Agent:
-    """Everything the agent knows of its runs, and what it does about it."""
+    """What is done about the runs; *runs* is filled from the journal by `load`."""
 
     def __init__(
         self,
         *,
         mailbox: "queue.SimpleQueue[Message]",
+        runs: RunTable,
         journal: Journal,
         channel: Channel,
         hands: Hands,
@@ -110,7 +112,7 @@ class Agent:
         self._hands = hands
         self._clock = clock
         self._concurrent_runs = concurrent_runs
-        self._runs: dict[RunId, Run] = {}
+        self._runs = runs
         self._learned_at: dict[RunId, float] = {}
         self._ended_at: dict[RunId, float] = {}
         self._due: dict[RunId, float] = {}
@@ -118,7 +120,6 @@ class Agent:
         self._retries: dict[RunId, int] = {}
         self._suspects: set[RunId] = set()
         self._quiet: set[RunId] = set()
-        self._tokens: dict[str, RunId] = {}
         self._node_facts: Mapping[str, object] = {}
         self._server = Availability(lost_event="server_lost", back_event="server_back")
         self._engine = Availability(lost_event="engine_lost", back_event="engine_back")
@@ -156,31 +157,12 @@ class Agent:
             StopAsked: self._on_stop_asked,
         }
 
-    # --- what other threads may ask ---------------------------------------------------------------------------
-
-    def wanted(self, run_id: RunId) -> bool:
-        """Tell whether a run still goes on; read by long steps."""
-        run = self._runs.get(run_id)
-        return run is not None and run.ending is None
-
-    def is_new(self, run_id: RunId) -> bool:
-        """Tell whether a listed run has not been taken in yet; read by the lister."""
-        return run_id not in self._runs
-
-    def job_is_open(self, job_id: JobId) -> bool:
-        """Tell whether any open run belongs to the job; read by the sweep."""
-        return any(run.task.job_id == job_id for run in list(self._runs.values()))
-
-    def run_of_token(self, token_hash: str) -> RunId | None:
-        """Find the living run a container token belongs to; read by the proxy."""
-        return self._tokens.get(token_hash)
-
     # --- the loop ---------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Take up every open run of the journal."""
         for run in self._journal.load():
-            self._keep(run)
+            self._runs.keep(run)
             self._learned_at[run.id] = float("-inf")
             self._due[run.id] = 0.0
         if self._runs:
@@ -229,7 +211,7 @@ class Agent:
         if self._stopping is None:
             return False
         if self._stopping is StopKind.DRAIN:
-            return all(run.state is State.RECEIVED for run in self._runs.values()) and not self._busy
+            return all(run.state is State.RECEIVED for run in self._runs) and not self._busy
         return not self._busy or self._clock.monotonic() >= self._stop_by
 
     # --- choosing steps ---------------------------------------------------------------------------------------
@@ -258,8 +240,7 @@ class Agent:
             return True
         # While draining only what running work waits for: without its subtasks it would never end.
         return any(
-            other.task.id == run.task.parent_id and other.state > State.RECEIVED
-            for other in self._runs.values()
+            other.task.id == run.task.parent_id and other.state > State.RECEIVED for other in self._runs
         )
 
     def _choose(self, run: Run) -> str | None:
@@ -268,7 +249,7 @@ class Agent:
         return next_step(run, may_announce=run.id not in self._quiet)
 
     def _free_slots(self) -> int:
-        return self._concurrent_runs - sum(1 for run in self._runs.values() if self._holds_slot(run))
+        return self._concurrent_runs - self._runs.count(self._holds_slot)
 
     def _holds_slot(self, run: Run) -> bool:
         if run.state is State.RECEIVED:
@@ -374,35 +355,27 @@ class Agent:
         if after == before:
             return
         self._journal.update(before, after, at=self._clock.now())
-        self._keep(after)
+        self._runs.keep(after)
         if after.announced is not before.announced:
             self._channel.tell_status(StatusChange(run=after, status=after.announced))
-
-    def _keep(self, run: Run) -> None:
-        self._runs[run.id] = run
-        if run.token_hash is None:
-            return
-        if State.CREATED <= run.state <= State.RUNNING and run.ending is None:
-            self._tokens[run.token_hash] = run.id
-        else:
-            self._tokens.pop(run.token_hash, None)
 
     def _forget(self, run: Run) -> None:
         self._finished += 1
         self._ended_at[run.id] = self._clock.monotonic()
-        for known in (self._runs, self._learned_at, self._due, self._retries):
+        self._runs.drop(run.id)
+        for known in (self._learned_at, self._due, self._retries):
             known.pop(run.id, None)
         self._quiet.discard(run.id)
         self._suspects.discard(run.id)
 
     def _make_due(self, run_id: RunId, *, after: float = 0.0) -> None:
         """Have the run looked at; an earlier wish stands, also one that came while a step was in flight."""
-        if run_id in self._runs:
+        if self._runs.is_open(run_id):
             at = self._clock.monotonic() + after
             self._due[run_id] = min(at, self._due.get(run_id, at))
 
     def _make_due_where(self, condition: Callable[[Run], bool]) -> None:
-        for run in self._runs.values():
+        for run in self._runs:
             if condition(run):
                 self._make_due(run.id)
 
@@ -426,14 +399,14 @@ class Agent:
         self._hands.list_runs(message.task_id)
 
     def _on_kill_requested(self, message: KillRequested) -> None:
-        for run in list(self._runs.values()):
+        for run in self._runs:
             if message.run_ids is None or run.id in message.run_ids:
                 self._end(run, Outcome.KILLED, "The run was killed at the request of a user.")
 
     def _on_runs_listed(self, message: RunsListed) -> None:
         self._server_answered()
         for listed in message.runs:
-            if listed.id not in self._runs:
+            if not self._runs.is_open(listed.id):
                 self._take_in(listed, asked_at=message.asked_at)
         # No later list can have been asked for before this one.
         self._ended_at = {run: at for run, at in self._ended_at.items() if at >= message.asked_at}
@@ -455,7 +428,7 @@ class Agent:
             log.debug("run_listed_after_its_end", run_id=run.id)
             return
         self._learned_at[run.id] = self._clock.monotonic()
-        self._keep(run)
+        self._runs.keep(run)
         self._make_due(run.id)
         _log_of(run).info("run_received", parent_id=run.task.parent_id)
 
@@ -474,7 +447,7 @@ class Agent:
 
         The list may have shifted between two pages, so that absence alone proves nothing.
         """
-        for run in self._runs.values():
+        for run in self._runs:
             going = run.ending is None and run.state < State.FINISHED
             if going and run.id not in listed and self._learned_at[run.id] < asked_at:
                 self._suspects.add(run.id)
@@ -565,9 +538,9 @@ class Agent:
         self._hands.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        owed = [run.finished_at or 0.0 for run in self._runs.values() if run.state is State.FINISHED]
-        waiting = sum(1 for run in self._runs.values() if run.state is State.RECEIVED)
-        ending = sum(1 for run in self._runs.values() if run.state > State.FINISHED)
+        owed = [run.finished_at or 0.0 for run in self._runs if run.state is State.FINISHED]
+        waiting = self._runs.count(lambda run: run.state is State.RECEIVED)
+        ending = self._runs.count(lambda run: run.state > State.FINISHED)
         return Snapshot(
             online=self._online,
             server_problem=self._server.problem,

@@ -42,6 +42,7 @@ from node_agent.lister import Lister
 from node_agent.pool import StepPool
 from node_agent.proxy.app import ProxyApp
 from node_agent.proxy.server import ProxyServer
+from node_agent.runtable import RunTable
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
 from node_agent.server.exchange import Exchange
@@ -145,6 +146,7 @@ class Application:
         self._started_at = self._clock.now()
         self._notifier = service.notifier(os.environ)
         self._node_name = ""
+        self._runs = RunTable()
         _prepare_state_dir(settings)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
         self._journal = SqliteJournal(settings.state_dir)
@@ -159,7 +161,7 @@ class Application:
         stack.callback(self._server.close)
         self._proxy_app = ProxyApp(
             forward=self._server.forward,
-            run_of_token=lambda token_hash: self._agent.run_of_token(token_hash),
+            run_of_token=self._runs.run_of_token,
             on_subtask=lambda run_id: self._post(SubtaskCreated(run_id)),
         )
 
@@ -214,7 +216,7 @@ class Application:
             databases=self._catalog,
             clock=self._clock,
             settings=_step_settings(self._settings),
-            wanted=lambda run_id: self._agent.wanted(run_id),
+            wanted=self._runs.is_wanted,
             progress=_throttled_progress(self._post, self._clock),
         )
         self._pool = StepPool(ports=self._ports, post=self._post, threads=slots + SPARE_THREADS)
@@ -222,11 +224,12 @@ class Application:
             server=self._server,
             folders=self._folders,
             clock=self._clock,
-            is_new=lambda run_id: self._agent.is_new(run_id),
+            is_open=self._runs.is_open,
             post=self._post,
         )
         self._agent = Agent(
             mailbox=self._mailbox.messages,
+            runs=self._runs,
             journal=self._journal,
             channel=self._listener,
             hands=Hands(
@@ -273,8 +276,8 @@ class Application:
                 runtime=self._site.engine,
                 folders=self._folders,
                 clock=self._clock,
-                run_is_open=lambda run_id: not self._agent.is_new(run_id),
-                job_is_open=self._agent.job_is_open,
+                run_is_open=self._runs.is_open,
+                job_is_open=self._runs.job_is_open,
             )
         except Exception as error:  # noqa: BLE001 - the control loop decides what an error means
             self._post(SweepDone(0, error))

@@ -30,13 +30,13 @@ class Lister:
         server: Server,
         folders: RunFolders,
         clock: Clock,
-        is_new: Callable[[RunId], bool],
+        is_open: Callable[[RunId], bool],
         post: Callable[[Message], None],
     ) -> None:
         self._server = server
         self._folders = folders
         self._clock = clock
-        self._is_new = is_new
+        self._is_open = is_open
         self._post = post
         self._wishes: queue.SimpleQueue[TaskId | None] = queue.SimpleQueue()
         self._waiting: set[TaskId | None] = set()
@@ -70,6 +70,6 @@ class Lister:
 
     def _without_inputs(self, runs: Iterator[OpenRun]) -> Iterator[OpenRun]:
         for run in runs:
-            if not run.fault and self._is_new(run.id):
+            if not run.fault and not self._is_open(run.id):
                 self._folders.store_input(run.id, run.input)
             yield replace(run, input=b"")

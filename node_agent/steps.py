@@ -146,7 +146,7 @@ def create(run: Run, ports: Ports) -> StepResult:
     databases = ports.databases.choose(run.task.databases)
     relaxation = matching_relaxation(run.task.image, ports.settings.relaxations)
     token = ports.server.container_token(run.task.id, run.task.image)
-    folders = ports.folders.prepare(run.id, run.task.job_id, token=token, open_to_all=relaxation.image_user)
+    folders = ports.folders.prepare(run.id, run.task.job, token=token, open_to_all=relaxation.image_user)
     spec = ContainerSpec(
         name=f"node-agent-{ports.settings.node_name}-run-{run.id}",
         run_id=run.id,
@@ -218,7 +218,7 @@ def _check_limits(run: Run, ports: Ports) -> None:
             f"The algorithm was stopped after {running_for:.0f} seconds; "
             f"this node allows {ports.settings.run_time:.0f} (limits.run_time)."
         )
-    used = ports.folders.used_bytes(run.id, run.task.job_id)
+    used = ports.folders.used_bytes(run.id, run.task.job)
     if used > ports.settings.disk_size:
         raise OutputTooLarge(
             f"The algorithm was stopped: it filled {used:,} bytes of disk; "

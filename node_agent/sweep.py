@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from node_agent.domain.ports import Clock, RunFolders, Runtime
 from node_agent.domain.run import RunId
-from node_agent.domain.task import JobId
+from node_agent.domain.task import JobKey
 
 FOLDER_GRACE_SECONDS = 600.0
 JOB_KEEP_SECONDS = 86400.0
@@ -22,7 +22,7 @@ def sweep(
     folders: RunFolders,
     clock: Clock,
     run_is_open: Callable[[RunId], bool],
-    job_is_open: Callable[[JobId], bool],
+    job_is_open: Callable[[JobKey], bool],
 ) -> int:
     """Remove strays and give their number. Raises EngineUnreachable, DiskFull."""
     removed = 0
@@ -34,8 +34,8 @@ def sweep(
         if not run_is_open(run_id):
             folders.remove(run_id)
             removed += 1
-    for job_id in folders.idle_jobs(before=clock.now() - JOB_KEEP_SECONDS):
-        if not job_is_open(job_id):
-            folders.remove_job(job_id)
+    for job in folders.idle_jobs(before=clock.now() - JOB_KEEP_SECONDS):
+        if not job_is_open(job):
+            folders.remove_job(job)
             removed += 1
     return removed

@@ -18,7 +18,7 @@ from node_agent.domain.container import (
 from node_agent.domain.database import Database
 from node_agent.domain.run import ContainerId, Run, RunId, Status
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
+from node_agent.domain.task import DatabaseRequest, JobKey, OrganizationId, Task, TaskId
 
 # --- server ---------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class RunFolders(Protocol):
     def has_input(self, run_id: RunId) -> bool:
         """Tell whether the input is kept."""
 
-    def prepare(self, run_id: RunId, job_id: JobId, *, token: Secret, open_to_all: bool) -> "Folders":
+    def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> "Folders":
         """Make everything ready that the container mounts; an output that exists already is left alone."""
 
     def capture_output(self, run_id: RunId, *, limit: int) -> int:
@@ -243,7 +243,7 @@ class RunFolders(Protocol):
         Raises OutputTooLarge.
         """
 
-    def used_bytes(self, run_id: RunId, job_id: JobId) -> int:
+    def used_bytes(self, run_id: RunId, job: JobKey) -> int:
         """Say how much disk the run and its job use now."""
 
     def log_file(self, run_id: RunId) -> BinaryIO:
@@ -261,10 +261,10 @@ class RunFolders(Protocol):
     def stored_runs(self, *, before: float) -> Iterable[RunId]:
         """List the runs whose directory was last changed before that time."""
 
-    def idle_jobs(self, *, before: float) -> Iterable[JobId]:
+    def idle_jobs(self, *, before: float) -> Iterable[JobKey]:
         """List the jobs whose temporary folder was last given to a run before that time."""
 
-    def remove_job(self, job_id: JobId) -> None:
+    def remove_job(self, job: JobKey) -> None:
         """Delete the temporary folder of a job; already gone is fine."""
 
 

@@ -6,6 +6,8 @@ from typing import Any, NewType
 TaskId = NewType("TaskId", int)
 JobId = NewType("JobId", int)
 OrganizationId = NewType("OrganizationId", int)
+JobKey = NewType("JobKey", str)
+"""Names a job for good: the server gives the number of a deleted job to the next one, perhaps another user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +35,8 @@ class Task:
     study_id: int | None = None
     store_id: int | None = None
     databases: tuple[DatabaseRequest, ...] = ()
+
+    @property
+    def job(self) -> JobKey:
+        """Name the job so that no two users ever share one; subtasks inherit their user."""
+        return JobKey(f"{self.job_id}-{self.init_user_id or 0}")

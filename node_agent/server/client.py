@@ -39,7 +39,7 @@ _GATEWAY = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HT
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 _NO_SUCH_TASK = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
-_TASK_OVER = ("already finished", "does not exist")
+_TASK_GONE, _TASK_OVER = "does not exist", "already finished"
 
 
 def _is_blip(error: BaseException) -> bool:
@@ -135,8 +135,14 @@ class HttpServer:
         reply = self._ask(Call(method="POST", path="token/container", body=body))
         if _is_good(reply):
             return wire.parse_container_token(reply)
-        if any(text in (reply.message or "") for text in _TASK_OVER):
+        if _TASK_GONE in (reply.message or ""):
             raise RunClosed(f"The server has closed task {task_id}: {reply.message}")
+        if _TASK_OVER in (reply.message or ""):
+            # One failed run ends a task, but the other runs stay open: somebody has to close this one.
+            raise RunFailed(
+                "The server gives this run no token: the task is over, because a run of it failed elsewhere"
+                " or because it was killed."
+            )
         raise RunFailed(f"The node could not obtain algorithm container token: {reply.message}")
 
     def report(self, run_id: RunId, final: FinalReport) -> None:

@@ -5,7 +5,7 @@
         mount/                           becomes /mnt/data in the container
             task-000000012/              input, output, token; owned by the container's user
         result, log, log.final           what was taken over from the container
-    <state_dir>/jobs/7/                  becomes /mnt/tmp for every run of job 7
+    <state_dir>/jobs/7-2/                becomes /mnt/tmp for every run of job 7 of user 2
 
 Everything below `mount/` and `jobs/` is written by algorithms and therefore untrusted: it is opened without following
 links, and only ordinary files are taken. Files of ours are written to a temporary name, synced, and renamed.
@@ -23,7 +23,7 @@ from typing import BinaryIO
 from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import JobId
+from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
 
 _BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
@@ -55,10 +55,10 @@ class DiskRunFolders:
         """Tell whether the input is kept."""
         return (self._folder(run_id) / "input").exists() or (self._task_folder(run_id) / "input").exists()
 
-    def prepare(self, run_id: RunId, job_id: JobId, *, token: Secret, open_to_all: bool) -> Folders:
+    def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> Folders:
         """Make everything ready that the container mounts; an output that exists already is left alone."""
         task = self._task_folder(run_id)
-        temporary = self._jobs / str(job_id)
+        temporary = self._jobs / job
         mode = 0o777 if open_to_all else 0o700
         with _disk_errors():
             for folder in (task.parent, task, temporary):
@@ -98,9 +98,9 @@ class DiskRunFolders:
             _sync_folder(result.parent)
             return size
 
-    def used_bytes(self, run_id: RunId, job_id: JobId) -> int:
+    def used_bytes(self, run_id: RunId, job: JobKey) -> int:
         """Say how much disk the run and its job use now."""
-        return _tree_size(self._folder(run_id)) + _tree_size(self._jobs / str(job_id))
+        return _tree_size(self._folder(run_id)) + _tree_size(self._jobs / job)
 
     def log_file(self, run_id: RunId) -> BinaryIO:
         """Open the run's log for writing, from its beginning."""
@@ -133,15 +133,15 @@ class DiskRunFolders:
 
     def stored_runs(self, *, before: float) -> Iterable[RunId]:
         """List the runs whose directory was last changed before that time."""
-        return [RunId(number) for number in _numbered(self._runs, before)]
+        return [RunId(int(name)) for name in _old_folders(self._runs, before)]
 
-    def idle_jobs(self, *, before: float) -> Iterable[JobId]:
+    def idle_jobs(self, *, before: float) -> Iterable[JobKey]:
         """List the jobs whose temporary folder was last given to a run before that time."""
-        return [JobId(number) for number in _numbered(self._jobs, before)]
+        return [JobKey(name) for name in _old_folders(self._jobs, before)]
 
-    def remove_job(self, job_id: JobId) -> None:
+    def remove_job(self, job: JobKey) -> None:
         """Delete the temporary folder of a job; already gone is fine."""
-        _remove_tree(self._jobs / str(job_id))
+        _remove_tree(self._jobs / job)
 
     def _folder(self, run_id: RunId) -> Path:
         return self._runs / f"{run_id:09d}"
@@ -155,12 +155,12 @@ class DiskRunFolders:
             os.chown(path, *self._user)
 
 
-def _numbered(root: Path, before: float) -> list[int]:
+def _old_folders(root: Path, before: float) -> list[str]:
     old = []
     for path in root.iterdir():
         with suppress(FileNotFoundError):  # a step may be removing it now
-            if path.name.isdecimal() and path.stat().st_mtime < before:
-                old.append(int(path.name))
+            if path.name.replace("-", "").isdecimal() and path.stat().st_mtime < before:
+                old.append(path.name)
     return old
 
 

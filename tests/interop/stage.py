@@ -104,13 +104,18 @@ class SubmittedTask:
 
     id: int
     client: ClientWorker
+    organization_id: int | None = None
+    """Whose run is meant, where there are several."""
 
     @property
     def run(self) -> dict[str, Any]:
         """The run of the task as the server shows it now."""
-        runs = self.client.runs(self.id)
-        assert len(runs) == 1
-        return runs[0]
+        (run,) = (
+            run
+            for run in self.client.runs(self.id)
+            if self.organization_id in {None, run["organization"]["id"]}
+        )
+        return run
 
     def reached(self, status: str, *, within: float = RUN_SECONDS) -> dict[str, Any]:
         """Wait until the server shows the status."""

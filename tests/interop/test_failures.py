@@ -93,6 +93,7 @@ def other_troubles(real: Stage, registry_host: str) -> dict[str, SubmittedTask]:
         "no input": real.submit("write(1)"),
         "nonsense parameters": real.submit("write(1)", databases=("default",)),
         "nonsense image": real.submit("write(1)"),
+        "failed elsewhere": failed_elsewhere(real),
     }
     real.falsify("UPDATE run SET input = '%%% what?' WHERE task_id = ?", tasks["not base64"].id)
     real.falsify("UPDATE run SET input = NULL WHERE task_id = ?", tasks["no input"].id)
@@ -101,6 +102,25 @@ def other_troubles(real: Stage, registry_host: str) -> dict[str, SubmittedTask]:
     )
     real.falsify("UPDATE task SET image = ' \n;rm -rf /' WHERE id = ?", tasks["nonsense image"].id)
     return tasks
+
+
+def failed_elsewhere(real: Stage) -> SubmittedTask:
+    """A task for two organizations, the other of which has failed already."""
+    ids = [real.server.organization_ids[name] for name in ("alpha", "beta")]
+    task = real.client.create_task(
+        image=real.script,
+        method="script",
+        arguments={"script": "write(1)"},
+        organizations=ids,
+        databases=[],
+    )
+    real.falsify(
+        "UPDATE run SET status = 'crashed', started_at = assigned_at, finished_at = assigned_at"
+        " WHERE task_id = ? AND organization_id = ?",
+        task,
+        ids[1],
+    )
+    return SubmittedTask(task, real.client, organization_id=ids[0])
 
 
 def broken_image(client: docker.DockerClient) -> str:
@@ -138,6 +158,7 @@ ENDINGS = {
     "no input": ("failed", ["input"]),
     "nonsense parameters": ("failed", ["default", "not JSON"]),
     "nonsense image": ("failed", ["image"]),
+    "failed elsewhere": ("failed", ["the task is over", "failed elsewhere"]),
 }
 
 

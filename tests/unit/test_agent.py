@@ -42,7 +42,7 @@ from node_agent.domain.messages import (
 )
 from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
-from node_agent.domain.task import JobId, TaskId
+from node_agent.domain.task import JobKey, TaskId
 from node_agent.errors import (
     AccessDenied,
     ContainerLost,
@@ -52,6 +52,7 @@ from node_agent.errors import (
     RunClosed,
     ServerUnreachable,
 )
+from node_agent.runtable import RunTable
 from node_agent.store.journal import SqliteJournal, read_history
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import ChannelBook, Faults, PatientPool, make_open_run, make_run, make_task
@@ -103,8 +104,10 @@ class Bench:
         self.mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.pool = PatientPool(self.mailbox)
         self.channel = ChannelBook()
+        self.runs = RunTable()
         self.agent = Agent(
             mailbox=self.mailbox,
+            runs=self.runs,
             journal=self.journal,
             channel=self.channel,
             hands=Hands(
@@ -208,7 +211,7 @@ def test_a_run_goes_through_every_step_once_in_order(bench: Bench) -> None:
         "remove",
     ]
     assert bench.state_of() == "removed"
-    assert bench.agent.is_new(RunId(1))
+    assert not bench.runs.is_open(RunId(1))
     assert bench.snapshot().finished == 1
 
 
@@ -345,10 +348,10 @@ def test_a_kill_is_done_right_after_the_step_in_flight(bench: Bench, state: Stat
     bench.bring_to(state)
     step_in_flight = bench.step_of()
     assert step_in_flight is not None
-    assert bench.agent.wanted(RunId(1))
+    assert bench.runs.is_wanted(RunId(1))
     bench.tell(KillRequested(frozenset({RunId(1)})))
     assert bench.step_of() == step_in_flight
-    assert not bench.agent.wanted(RunId(1))
+    assert not bench.runs.is_wanted(RunId(1))
     bench.fail(1, RunClosed("not wanted"))
     assert bench.step_of() == "stop"
     bench.succeed(1, STOPPED, REPORTED, REMOVED)
@@ -395,8 +398,8 @@ def test_a_kill_without_names_means_every_run(bench: Bench) -> None:
 def test_a_kill_of_one_run_leaves_the_others_alone(bench: Bench) -> None:
     bench.receive(1, 2)
     bench.tell(KillRequested(frozenset({RunId(2), RunId(77)})))
-    assert bench.agent.wanted(RunId(1))
-    assert not bench.agent.wanted(RunId(77))
+    assert bench.runs.is_wanted(RunId(1))
+    assert not bench.runs.is_wanted(RunId(77))
 
 
 def test_a_run_without_a_slot_is_killed_at_once(bench: Bench) -> None:
@@ -736,7 +739,7 @@ def test_after_a_restart_an_ending_still_stands(bench: Bench, state: State) -> N
 def test_after_a_restart_the_token_of_a_running_container_is_known(bench: Bench) -> None:
     bench.bring_to(State.RUNNING)
     bench.start()
-    assert bench.agent.run_of_token("hash-1") == 1
+    assert bench.runs.run_of_token("hash-1") == 1
 
 
 def test_after_a_restart_a_run_killed_meanwhile_is_found_by_absence(bench: Bench) -> None:
@@ -752,7 +755,7 @@ def test_removed_runs_are_not_taken_up(bench: Bench, logged: list[Any]) -> None:
     bench.receive(1)
     bench.succeed(1, *WAY)
     bench.start()
-    assert bench.agent.is_new(RunId(1))
+    assert not bench.runs.is_open(RunId(1))
     assert "runs_taken_up" not in events(logged)
 
 
@@ -761,23 +764,23 @@ def test_removed_runs_are_not_taken_up(bench: Bench, logged: list[Any]) -> None:
 
 def test_a_token_is_good_only_while_its_container_lives(bench: Bench) -> None:
     bench.bring_to(State.PULLED)
-    assert bench.agent.run_of_token("hash-1") is None
+    assert bench.runs.run_of_token("hash-1") is None
     bench.succeed(1, CREATED)
-    assert bench.agent.run_of_token("hash-1") == 1
+    assert bench.runs.run_of_token("hash-1") == 1
     bench.succeed(1, RUNNING, ANNOUNCED, CAPTURED)
-    assert bench.agent.run_of_token("hash-1") is None
+    assert bench.runs.run_of_token("hash-1") is None
 
 
 def test_a_token_is_worthless_as_soon_as_the_run_is_to_end(bench: Bench) -> None:
     bench.bring_to(State.RUNNING)
     bench.tell(KillRequested(None))
-    assert bench.agent.run_of_token("hash-1") is None
+    assert bench.runs.run_of_token("hash-1") is None
 
 
 def test_a_job_is_open_while_one_of_its_runs_is(bench: Bench) -> None:
     bench.receive(1)
-    assert bench.agent.job_is_open(JobId(7))
-    assert not bench.agent.job_is_open(JobId(8))
+    assert bench.runs.job_is_open(JobKey("7-0"))
+    assert not bench.runs.job_is_open(JobKey("7-1"))
 
 
 # --- the server's messages ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from node_agent.domain.task import DatabaseRequest, TaskId
 from node_agent.errors import EngineUnreachable, ServerUnreachable, StartFailed
 from node_agent.lister import Lister
 from node_agent.pool import do_step
+from node_agent.runtable import RunTable
 from node_agent.steps import Ports, StepSettings
 from node_agent.store.journal import SqliteJournal, read_history
 from node_agent.store.rundir import DiskRunFolders
@@ -100,6 +101,7 @@ class Life:
         folders = Fused("folders", DiskRunFolders(world.state_dir, user=SETTINGS.user), fuse)
         server = Fused("server", world.server, fuse)
         engine = Fused("engine", world.engine, fuse)
+        self._runs = runs = RunTable()
         ports = Ports(
             server=server,
             runtime=engine,
@@ -107,18 +109,19 @@ class Life:
             databases=ConfiguredDatabases(),
             clock=world.clock,
             settings=SETTINGS,
-            wanted=lambda run_id: self._agent.wanted(run_id),  # noqa: PLW0108 - the agent comes later
+            wanted=runs.is_wanted,
             progress=lambda *_: None,
         )
         self._lister = Lister(
             server=server,
             folders=folders,
             clock=world.clock,
-            is_new=lambda run_id: self._agent.is_new(run_id),  # noqa: PLW0108 - same
+            is_open=runs.is_open,
             post=self.mailbox.put,
         )
         self._agent = Agent(
             mailbox=self.mailbox,
+            runs=runs,
             journal=Fused("journal", self._journal, fuse),
             channel=Fused("channel", ChannelBook(), fuse),
             hands=Hands(
@@ -158,8 +161,8 @@ class Life:
                 runtime=ports.runtime,
                 folders=ports.folders,
                 clock=ports.clock,
-                run_is_open=lambda run_id: not self._agent.is_new(run_id),
-                job_is_open=self._agent.job_is_open,
+                run_is_open=self._runs.is_open,
+                job_is_open=self._runs.job_is_open,
             )
         except EngineUnreachable as error:
             self.mailbox.put(SweepDone(0, error))

@@ -27,7 +27,7 @@ class Bench:
             server=self.server,
             folders=self.folders,
             clock=self.clock,
-            is_new=lambda run_id: run_id not in self.known,
+            is_open=lambda run_id: run_id in self.known,
             post=self.posted.append,
         )
 

@@ -12,12 +12,12 @@ import pytest
 from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import JobId
+from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
 from node_agent.store.rundir import DiskRunFolders, _disk_errors
 
 RUN = RunId(12)
-JOB = JobId(7)
+JOB = JobKey("7-1")
 USER = (65534, 65534)
 LIMIT = 1000
 LATER = 4_000_000_000.0
@@ -425,7 +425,7 @@ def test_a_run_of_another_job_is_left_alone(folders: DiskRunFolders) -> None:
     prepare(folders)
     folders.store_input(RunId(1), b"other")
     folders.remove(RUN)
-    folders.remove_job(JobId(8))
+    folders.remove_job(JobKey("8-1"))
     assert folders.has_input(RunId(1))
     assert list(folders.idle_jobs(before=LATER)) == [JOB]
 

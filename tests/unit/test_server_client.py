@@ -161,7 +161,7 @@ def test_an_announcement_the_server_does_not_understand_is_no_reason_to_stop() -
 @pytest.mark.parametrize(
     ("refusal", "error"),
     [
-        ((400, "Task is already finished!"), RunClosed),
+        ((400, "Task is already finished!"), RunFailed),
         ((400, "Parent task does not exist!"), RunClosed),
         ((400, "Request body is incorrect"), RunFailed),
         ((403, "no"), RunFailed),

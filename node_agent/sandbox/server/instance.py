@@ -3,12 +3,13 @@
 Owns the threads and the listening socket. May be stopped and started again on the same port with the same books.
 """
 
+import fcntl
 import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import socketio
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -58,6 +59,7 @@ class SandboxServer:
         self._host, self._port = host, port
         self._api_path = normal_path(api_path)
         self.faults = Faults()
+        self._claim = None if state_dir is None else _claimed(state_dir)
         self.database, self.credentials = _opened(plan or Plan.of(), state_dir)
         self.mint = Mint(_secret_of(self.database), lifetimes)
         self.rooms = Rooms(self.database, self.mint)
@@ -151,6 +153,8 @@ class SandboxServer:
         """Stop, and close the books."""
         self.stop()
         self.database.close()
+        if self._claim is not None:
+            self._claim.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -170,14 +174,28 @@ def normal_path(api_path: str) -> str:
     return f"/{words}" if words else ""
 
 
+def _claimed(state_dir: Path) -> IO[str]:
+    """Make the state directory and keep every other sandbox out of it, as long as the file is open."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"The state directory {state_dir} cannot be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(
+            f"Another sandbox uses the state directory {state_dir}.",
+            hint="Stop it, or choose another --state-dir.",
+        ) from error
+    return lock
+
+
 def _opened(plan: Plan, state_dir: Path | None) -> tuple[Database, Credentials]:
     if state_dir is None:
         database = Database()
         return database, populate(database, plan)
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(f"The state directory {state_dir} cannot be made: {error.strerror}.") from error
     file = state_dir / "server.sqlite"
     # made before SQLite does, whose files everybody may read
     os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))

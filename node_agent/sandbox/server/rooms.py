@@ -63,6 +63,8 @@ class Rooms:
     def open(self) -> Any:
         """Begin to listen; gives the Socket.IO server, to be put in front of the REST application."""
         self._closing = threading.Event()
+        # a server that was killed left them online
+        self._forget_everybody()
         self._server = socketio.Server(
             async_mode="threading",
             always_connect=True,
@@ -92,13 +94,16 @@ class Rooms:
         """Let nobody count as present any more; connections are cut by whoever holds them."""
         self._closing.set()
         server, self._server = self._server, None
+        self._forget_everybody()
+        if server is not None:
+            server.shutdown()
+
+    def _forget_everybody(self) -> None:
         with self._database.transaction():
             self._guests.clear()
             for table in ("node", "user"):
                 self._database.change(f"UPDATE {table} SET status = ? WHERE status = ?", OFFLINE, ONLINE)  # noqa: S608
             self._database.change("DELETE FROM node_config")
-        if server is not None:
-            server.shutdown()
 
     def tell(self, event: str, content: object, room: str) -> None:
         """Send an event to a room."""

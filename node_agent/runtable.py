@@ -1,0 +1,70 @@
+"""The open runs, as the agent knows them now.
+
+Written by the control thread alone. Other threads may ask the questions of the first section at any time: each is one
+look into a dictionary, so an answer is never half of one.
+"""
+
+from collections.abc import Callable, Iterator
+
+from node_agent.domain.run import Run, RunId, State
+from node_agent.domain.task import JobKey
+
+
+class RunTable:
+    """Runs that are not REMOVED, by id, and the container tokens that are good now."""
+
+    def __init__(self) -> None:
+        self._runs: dict[RunId, Run] = {}
+        self._tokens: dict[str, RunId] = {}
+
+    # --- what any thread may ask ------------------------------------------------------------------------------
+
+    def is_open(self, run_id: RunId) -> bool:
+        """Tell whether the run is here and not yet removed."""
+        return run_id in self._runs
+
+    def is_wanted(self, run_id: RunId) -> bool:
+        """Tell whether the run still goes on: its ending is not decided."""
+        run = self._runs.get(run_id)
+        return run is not None and run.ending is None
+
+    def job_is_open(self, job: JobKey) -> bool:
+        """Tell whether any open run belongs to the job."""
+        return any(run.task.job == job for run in list(self._runs.values()))
+
+    def run_of_token(self, token_hash: str) -> RunId | None:
+        """Find the living run a container token belongs to."""
+        return self._tokens.get(token_hash)
+
+    # --- what the control thread asks and does ----------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._runs.values()))
+
+    def __getitem__(self, run_id: RunId) -> Run:
+        return self._runs[run_id]
+
+    def get(self, run_id: RunId) -> Run | None:
+        """Give the run; None when it is not here."""
+        return self._runs.get(run_id)
+
+    def count(self, condition: Callable[[Run], bool]) -> int:
+        """Count the runs for which *condition* holds."""
+        return sum(1 for run in self._runs.values() if condition(run))
+
+    def keep(self, run: Run) -> None:
+        """Take a run in, or its newer form."""
+        self._runs[run.id] = run
+        if run.token_hash is None:
+            return
+        if State.CREATED <= run.state <= State.RUNNING and run.ending is None:
+            self._tokens[run.token_hash] = run.id
+        else:
+            self._tokens.pop(run.token_hash, None)
+
+    def drop(self, run_id: RunId) -> None:
+        """Let a run go that is REMOVED."""
+        self._runs.pop(run_id, None)
