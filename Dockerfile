@@ -10,7 +10,7 @@ ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS dependencies
 # The environment gets no pip of its own: nothing that can install stays in it.
-COPY pyproject.toml README.md LICENSE* wheels* /build/
+COPY pyproject.toml wheels* /build/
 WORKDIR /build
 RUN set -eu; python3 -m venv --without-pip /opt/node-agent; \
     printf '#!/bin/sh\nexec python3 -m pip --python /opt/node-agent/bin/python "$@"\n' > /build/pip; \
@@ -22,12 +22,13 @@ RUN set -eu; python3 -m venv --without-pip /opt/node-agent; \
     chmod +x /build/pip
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # An empty package stands in for the agent: a change of its code must not fetch everything anew.
-RUN set -eu; mkdir node_agent; touch node_agent/__init__.py; \
-    ./pip install --quiet .; ./pip uninstall --quiet --yes node-agent; rm -rf node_agent build; \
+RUN set -eu; mkdir node_agent; touch node_agent/__init__.py README.md; \
+    ./pip install --quiet .; ./pip uninstall --quiet --yes node-agent; rm -rf node_agent README.md build; \
     cd /opt/node-agent/lib/python3.*/site-packages; \
     rm -rf pandas/tests pyarrow/tests pyarrow/include pyarrow/src
 
 FROM dependencies AS program
+COPY README.md LICENSE* /build/
 COPY node_agent /build/node_agent
 RUN ./pip install --quiet --no-deps --prefix /opt/program .
 

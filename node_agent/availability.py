@@ -2,6 +2,8 @@
 
 import structlog
 
+from node_agent.errors import AccessDenied, EngineUnreachable, NodeAgentError, ServerUnreachable
+
 log = structlog.get_logger()
 
 
@@ -31,3 +33,20 @@ class Availability:
         self._problem = ""
         log.info(self._back_event)
         return True
+
+
+class Outside:
+    """The two parties every run needs."""
+
+    def __init__(self) -> None:
+        self.server = Availability(lost_event="server_lost", back_event="server_back")
+        self.engine = Availability(lost_event="engine_lost", back_event="engine_back")
+
+    def trouble(self, error: NodeAgentError) -> None:
+        """Put an error down to whoever is away."""
+        if isinstance(error, ServerUnreachable | AccessDenied):
+            self.server.lost(str(error))
+        elif isinstance(error, EngineUnreachable):
+            self.engine.lost(str(error))
+        else:
+            log.warning("trouble", reason=str(error))

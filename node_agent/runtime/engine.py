@@ -6,6 +6,7 @@ Owns every call about images and containers. Must not know what a run is for: it
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -53,6 +54,10 @@ PULL_TICK = 0.5
 EVENT_OVERLAP = 2
 """Seconds of events asked for again, since the engine answers a moment before it listens."""
 
+LATE_EVENT_SECONDS = 1.0
+KILL_SECONDS = 60
+"""A killed process may take so long to end."""
+_KILLED = 137
 _NOT_FOUND = 404
 _CONFLICT = 409
 # The engine is short of something for now; the container itself is as good as before.
@@ -237,9 +242,12 @@ class DockerEngine:
         """Say how the container is; None when there is none."""
         with self._connection.client() as client:
             try:
-                return report_of(client.inspect_container(container))
+                report = report_of(client.inspect_container(container))
             except NotFound:
                 return None
+            if report.exit_code == _KILLED and not report.out_of_memory:
+                return replace(report, out_of_memory=_was_killed_by_the_kernel(client, report))
+            return report
 
     def stop(self, container: ContainerId) -> None:
         """Kill the container's processes at once; already gone is fine."""
@@ -284,8 +292,8 @@ class DockerEngine:
         """List every container that has our label."""
         with self._connection.client() as client:
             listed = client.containers(all=True, filters={"label": f"{LABEL_NAME}={self._name}"})
-        reports = (self.inspect(ContainerId(entry["Id"])) for entry in listed)
-        return tuple(report for report in reports if report is not None)
+            found = [_inspected(client, entry["Id"]) for entry in listed]
+        return tuple(report_of(description) for description in found if description is not None)
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -368,6 +376,40 @@ def _refuse_if_different(client: APIClient, container: ContainerId, config: Mapp
         f"The engine did not make the container as it was asked to: {'; '.join(different)}.",
         hint="The owner of the node must look at the engine's own settings.",
     )
+
+
+def _inspected(client: APIClient, container: str) -> Mapping[str, Any] | None:
+    try:
+        found: Mapping[str, Any] = client.inspect_container(container)
+    except NotFound:
+        return None
+    return found
+
+
+def _was_killed_by_the_kernel(client: APIClient, report: ContainerReport) -> bool:
+    # The engine may learn of the exit before it learns why, and on cgroup v1 it may never learn: then its description
+    # stays without the flag. No process inside can kill its own first process, so somebody outside did. If it was not
+    # the engine, of which there would be an event, it was the kernel. An engine that was restarted has forgotten all.
+    if report.finished_at is None:
+        return False
+    response = client.get(
+        _url(client, "/events"),
+        params={
+            "since": str(int(report.finished_at) - KILL_SECONDS),
+            "until": f"{report.finished_at + LATE_EVENT_SECONDS:.3f}",
+            "filters": json.dumps({"container": [report.id]}),
+        },
+        timeout=client.timeout,
+    )
+    happened = {_action(line) for line in response.content.splitlines()}
+    return "oom" in happened or ("die" in happened and "kill" not in happened)
+
+
+def _action(line: bytes) -> str:
+    try:
+        return str(json.loads(line)["Action"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _ever_started(found: Mapping[str, Any]) -> bool:

@@ -21,14 +21,18 @@ def report_of(found: Mapping[str, Any]) -> ContainerReport:
     state = found.get("State") or {}
     phase = _PHASES.get(str(state.get("Status")), Phase.RUNNING)
     ended = phase is Phase.EXITED
+    started_at, finished_at = seconds_of(state.get("StartedAt")), seconds_of(state.get("FinishedAt"))
+    if started_at is not None and finished_at is not None:
+        # The engine notes the start after the fact: a container of a few milliseconds may have ended before it.
+        finished_at = max(started_at, finished_at)
     return ContainerReport(
         id=ContainerId(str(found["Id"])),
         run_id=run_of_labels((found.get("Config") or {}).get("Labels")),
         phase=phase,
         exit_code=int(state.get("ExitCode", 0)) if ended else None,
         out_of_memory=bool(state.get("OOMKilled")),
-        started_at=seconds_of(state.get("StartedAt")),
-        finished_at=seconds_of(state.get("FinishedAt")) if ended else None,
+        started_at=started_at,
+        finished_at=finished_at if ended else None,
         error=one_line(str(state.get("Error") or "")),
     )
 

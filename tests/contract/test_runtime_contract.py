@@ -252,7 +252,9 @@ def test_a_stopped_container_has_ended(stage: Stage) -> None:
     assert running is not None
     assert running.phase is Phase.RUNNING
     stage.runtime.stop(container)
-    assert stage.ended(container).exit_code == 137
+    report = stage.ended(container)
+    assert report.exit_code == 137
+    assert not report.out_of_memory
 
 
 def test_stopping_and_removing_may_be_repeated(stage: Stage) -> None:

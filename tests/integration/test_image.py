@@ -23,7 +23,8 @@ from tests.lab.images import ImageError, script_image
 from tests.lab.registry import free_port
 from tests.lab.wheels import WheelError
 
-pytestmark = pytest.mark.engine
+# The first time of all, every layer of the image has to be made.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 AGENT_USER = 64197
 READY_SECONDS = 60
@@ -90,9 +91,7 @@ class Clinic:
         self._start("agent")
 
     def _start(self, service: str) -> None:
-        self.containers[service] = run_service(
-            self.client, f"{self.name}-{service}", self._services[service]
-        )
+        self.containers[service] = run_service(self.client, f"{self.name}-{service}", self._services[service])
 
     def log(self, service: str) -> str:
         """Give what a service wrote."""
@@ -186,9 +185,7 @@ def test_a_container_stopped_by_the_engine_ends_well_and_comes_back(clinic: Clin
     assert agent.attrs["State"]["ExitCode"] == 0
     ready = clinic.events().count("agent_ready")
     agent.start()
-    eventually(
-        lambda: clinic.events().count("agent_ready") > ready, within=READY_SECONDS, what="ready again"
-    )
+    eventually(lambda: clinic.events().count("agent_ready") > ready, within=READY_SECONDS, what="ready again")
 
 
 def test_nothing_that_installs_is_left_beside_the_agent(clinic: Clinic) -> None:

@@ -14,6 +14,7 @@ import docker
 import pytest
 import yaml
 
+from node_agent.config import ANY_MACHINE, load
 from tests.doubles.fake_server import FakeServer
 from tests.interop.stage import eventually
 from tests.lab.engine import EngineError, engine
@@ -23,12 +24,15 @@ from tests.lab.registry import free_port
 from tests.lab.systemd import CHECKOUT, SystemdMachine, systemd_machine
 from tests.lab.wheels import WheelError
 
-pytestmark = pytest.mark.engine
+# The first time of all, the machine's image has to be made.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 START_SECONDS = 60
 RUN_SECONDS = 60
 WORST_EXPOSURE = 15
 """In tenths, as systemd-analyze counts."""
+
+REMARK = "# a remark of the operator"
 
 # Notes each start in the job's folder, waits there for a word, and tells how often it was started.
 ALGORITHM = """\
@@ -66,9 +70,13 @@ class Hospital:
             "network": {"proxy_port": free_port("0.0.0.0"), "probe_image": BASE},
         }
 
-    def install(self) -> str:
-        """Install as an operator does; a second time changes nothing but the program."""
-        return self.machine.run("make", "-s", "-C", CHECKOUT, "install")
+    def install_again(self) -> None:
+        """Install over what is there, and what somebody changed meanwhile."""
+        self.machine.run(
+            *("sh", "-c"),
+            f"echo '{REMARK}' >> /etc/node-agent/example.yaml; chmod 0777 /etc/node-agent /var/lib/node-agent",
+        )
+        self.machine.run("make", "-s", "-C", CHECKOUT, "install")
 
     def bring_data(self) -> None:
         """Make two databases in a home folder that only a group may read, and let the agent's user into the group."""
@@ -99,7 +107,7 @@ class Hospital:
         self.machine.write(path, key, mode="0600", owner="root:root")
 
     def start(self) -> None:
-        """Start the unit, which ends when it says that it is ready."""
+        """Start the unit unless it runs; this ends when the agent says that it is ready."""
         self.machine.run("systemctl", "start", self.machine.unit, within=START_SECONDS)
 
     def stop(self) -> None:
@@ -167,7 +175,7 @@ def _hospital() -> Iterator[Hospital]:
             machine = stack.enter_context(systemd_machine(client, f"lab-{secrets.token_hex(3)}"))
             made = Hospital(machine, server, client)
             stack.callback(made.clear)
-            made.install()
+            made.install_again()
             made.bring_data()
             made.configure()
             yield made
@@ -178,15 +186,23 @@ def _hospital() -> Iterator[Hospital]:
 
 
 @pytest.fixture
-def hospital(_hospital: Hospital, root: None) -> Iterator[Hospital]:
-    yield _hospital
-    _hospital.stop()
+def hospital(_hospital: Hospital, root: None) -> Hospital:
+    return _hospital
 
 
 @pytest.fixture
 def unit_at_work(hospital: Hospital) -> Hospital:
     hospital.start()
     return hospital
+
+
+@pytest.fixture
+def unit_at_rest(hospital: Hospital) -> Iterator[Hospital]:
+    hospital.stop()
+    yield hospital
+    hospital.stop()
+    hospital.configure()
+    hospital.machine.run("systemctl", "reset-failed", "node-agent@*")
 
 
 # --- the unit itself ------------------------------------------------------------------------------------------
@@ -212,7 +228,9 @@ def test_the_unit_is_as_closed_as_the_engine_allows(hospital: Hospital) -> None:
 def test_ready_means_logged_in_and_shut_in_and_the_status_says_so_in_a_line(unit_at_work: Hospital) -> None:
     machine = unit_at_work.machine
     assert machine.property("ActiveState") == "active"
-    events = [line["MESSAGE"] for line in machine.journal() if "node-agent" in line.get("SYSLOG_IDENTIFIER", "")]
+    events = [
+        line["MESSAGE"] for line in machine.journal() if "node-agent" in line.get("SYSLOG_IDENTIFIER", "")
+    ]
     said = [json.loads(text)["event"] for text in events if text.startswith("{")]
     last_start = said[len(said) - said[::-1].index("agent_starting") :]
     assert last_start.index("isolation_proven") < last_start.index("agent_ready")
@@ -241,50 +259,46 @@ def test_databases_in_a_home_folder_are_read_through_a_group(unit_at_work: Hospi
     }
 
 
-def test_an_agent_whose_server_is_away_waits_for_it_and_says_so(hospital: Hospital) -> None:
-    machine = hospital.machine
-    hospital.server.stop()
+def test_an_agent_whose_server_is_away_waits_for_it_and_says_so(unit_at_rest: Hospital) -> None:
+    machine = unit_at_rest.machine
+    unit_at_rest.server.stop()
     try:
         machine.run("systemctl", "start", "--no-block", machine.unit)
         said = eventually(lambda: machine.property("StatusText"), within=START_SECONDS, what="a status")
         assert "refused" in said
         assert machine.property("ActiveState") == "activating"
     finally:
-        hospital.server.start()
+        unit_at_rest.server.start()
     machine.wait_for("ActiveState", "active", within=START_SECONDS)
 
 
-def test_a_key_the_server_does_not_know_ends_the_service_and_is_not_tried_again(hospital: Hospital) -> None:
-    machine = hospital.machine
-    hospital.give_key("6a3cd27e-0000-4000-8000-000000000000")
-    try:
-        assert machine.attempt("systemctl", "start", machine.unit).code != 0
-        assert machine.property("ActiveState") == "failed", "systemd would be about to try again"
-        assert machine.property("ExecMainStatus") == "77"
-    finally:
-        hospital.configure()
-        machine.run("systemctl", "reset-failed", machine.unit)
+def test_a_key_the_server_does_not_know_ends_the_service_and_is_not_tried_again(
+    unit_at_rest: Hospital,
+) -> None:
+    machine = unit_at_rest.machine
+    unit_at_rest.give_key("6a3cd27e-0000-4000-8000-000000000000")
+    assert machine.attempt("systemctl", "start", machine.unit).code != 0
+    assert machine.property("ActiveState") == "failed", "systemd would be about to try again"
+    assert machine.property("ExecMainStatus") == "77"
 
 
 def test_a_fault_in_the_configuration_ends_the_service_with_its_place_and_is_not_tried_again(
-    hospital: Hospital,
+    unit_at_rest: Hospital,
 ) -> None:
-    machine = hospital.machine
-    hospital.configure(limits={"memory": "much"})
-    try:
-        assert machine.attempt("systemctl", "start", machine.unit).code != 0
-        assert machine.property("ActiveState") == "failed", "systemd would be about to try again"
-        assert machine.property("ExecMainStatus") == "78"
-        assert "limits.memory" in machine.story()
-    finally:
-        hospital.configure()
-        machine.run("systemctl", "reset-failed", machine.unit)
+    machine = unit_at_rest.machine
+    unit_at_rest.configure(limits={"memory": "much"})
+    assert machine.attempt("systemctl", "start", machine.unit).code != 0
+    assert machine.property("ActiveState") == "failed", "systemd would be about to try again"
+    assert machine.property("ExecMainStatus") == "78"
+    assert "limits.memory" in machine.story()
 
 
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_agent_is_started_again_and_takes_up_the_algorithm_that_ran_on(unit_at_work: Hospital) -> None:
+def test_a_killed_agent_is_started_again_and_takes_up_the_algorithm_that_ran_on(
+    unit_at_work: Hospital,
+) -> None:
     machine = unit_at_work.machine
     run_id = unit_at_work.submit()
     unit_at_work.wait_until(run_id, "active")
@@ -339,8 +353,9 @@ def test_uninstalling_asks_to_stop_first(unit_at_work: Hospital) -> None:
 def test_uninstalling_keeps_configuration_and_state_and_takes_everything_else(hospital: Hospital) -> None:
     with systemd_machine(hospital.client, f"lab-{secrets.token_hex(3)}") as machine:
         other = Hospital(machine, hospital.server, hospital.client)
-        other.configure()
-        assert other.command("network", "ensure")[0] == 0
+        other.configure(server={"url": hospital.server.url, "api_key_file": "/etc/node-agent/any.key"})
+        code, output = other.command("network", "ensure")
+        assert code == 0, output
         (machine.state_dir / "journal.sqlite").touch()
         machine.run("make", "-s", "-C", CHECKOUT, "uninstall")
         assert machine.attempt("sh", "-c", "command -v node-agent || ls /opt/node-agent").code != 0
@@ -351,15 +366,15 @@ def test_uninstalling_keeps_configuration_and_state_and_takes_everything_else(ho
         machine.run("id", "node-agent")
 
 
-def test_installing_again_changes_no_configuration_and_keeps_the_folders_closed(hospital: Hospital) -> None:
+def test_installing_again_keeps_what_the_operator_wrote_and_closes_the_folders(hospital: Hospital) -> None:
     machine = hospital.machine
-    own = [f"/etc/node-agent/{name}.yaml" for name in (machine.instance, "example")]
-    machine.run("sh", "-c", f"echo '# mine' >> {own[1]}; chmod 0777 /etc/node-agent /var/lib/node-agent")
-    before = machine.run("cat", *own)
-    hospital.install()
-    assert machine.run("cat", *own) == before
+    assert REMARK in machine.run("cat", "/etc/node-agent/example.yaml")
     rights = machine.run("stat", "-c", "%a %U %G", "/etc/node-agent", "/var/lib/node-agent").splitlines()
     assert rights == ["750 root node-agent", "700 node-agent node-agent"]
+
+
+def test_the_example_that_is_installed_is_a_valid_configuration() -> None:
+    assert load(ROOT / "systemd" / "example.yaml", machine=ANY_MACHINE).name == "example"
 
 
 def test_who_may_not_install_is_told_in_a_sentence(root: None, missing: Callable[[str], NoReturn]) -> None:

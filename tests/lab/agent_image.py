@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _value(match: "re.Match[str]", variables: Mapping[str, str]) -> str:
 
 def run_service(client: docker.DockerClient, name: str, service: Mapping[str, Any]) -> Any:
     """Create and start the container of a service, the way compose does."""
-    known = {
+    known: Mapping[str, Callable[[Any], dict[str, Any]]] = {
         "image": lambda value: {"image": value},
         "entrypoint": lambda value: {"entrypoint": value},
         "command": lambda value: {"command": value},

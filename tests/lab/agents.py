@@ -196,7 +196,7 @@ class AgentProcess:
         """Return the containers with this agent's label."""
         with contextlib.closing(docker.from_env()) as client:
             found: list[Any] = client.containers.list(
-                all=everything, filters={"label": f"{LABEL}={self.name}"}
+                all=everything, ignore_removed=True, filters={"label": f"{LABEL}={self.name}"}
             )
             return found
 

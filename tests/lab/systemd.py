@@ -22,7 +22,7 @@ from docker.errors import ImageNotFound
 
 from tests.lab.images import LABEL, REPOSITORY, ImageError, _suite
 from tests.lab.places import ROOT, lab_dir, locked, timed
-from tests.lab.wheels import dependency_wheels
+from tests.lab.wheels import dependencies, dependency_wheels
 
 DEBIAN_NAME, DEBIAN_TAG = f"{REPOSITORY}/debian", "latest"
 DEBIAN = f"{DEBIAN_NAME}:{DEBIAN_TAG}"
@@ -63,7 +63,7 @@ def debian_image(client: docker.DockerClient) -> str:
 def installed_image(client: docker.DockerClient) -> str:
     """Return an image where `make install` was run once; only what the agent stands on has to be up to date in it."""
     base = client.images.get(debian_image(client))
-    recipe = [str(base.id), (ROOT / "pyproject.toml").read_text()]
+    recipe = [str(base.id), *dependencies()]
     tag = f"{REPOSITORY}/systemd:{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
     with locked("images"):
         if not _exists(client, tag):
@@ -157,7 +157,9 @@ class SystemdMachine:
         """Run a command that must go well and give its output."""
         answer = self.attempt(*words, within=within)
         if answer.code != 0:
-            raise MachineError(f"{shlex.join(words)}: exit code {answer.code}\n{answer.output}\n{self.story()}")
+            raise MachineError(
+                f"{shlex.join(words)}: exit code {answer.code}\n{answer.output}\n{self.story()}"
+            )
         return answer.output
 
     def write(self, path: str, content: str, *, mode: str, owner: str = "root:node-agent") -> None:
@@ -191,7 +193,9 @@ class SystemdMachine:
 
     def story(self) -> str:
         """Give the end of the unit's journal, for a person."""
-        return self.attempt("journalctl", "--no-pager", "-n", "40", "-o", "cat", "-u", self.unit).output[-6000:]
+        return self.attempt("journalctl", "--no-pager", "-n", "40", "-o", "cat", "-u", self.unit).output[
+            -6000:
+        ]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ class WheelError(Exception):
 
 def dependency_wheels(python_version: str) -> Path:
     """Return a folder with a wheel for everything the agent stands on, for that version of Python."""
-    wanted = [*BUILDING, *_dependencies()]
+    wanted = [*BUILDING, *dependencies()]
     folder = lab_dir("cache") / f"service-wheels-{python_version}"
     stamp = folder / ".stamp"
     with locked("service-wheels"):
@@ -33,7 +33,8 @@ def dependency_wheels(python_version: str) -> Path:
     return folder
 
 
-def _dependencies() -> list[str]:
+def dependencies() -> list[str]:
+    """Return what the agent stands on, as pyproject.toml says."""
     return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
 
 

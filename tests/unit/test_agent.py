@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 
 from node_agent.agent import (
     GRACE_SECONDS,
-    MAX_BACKOFF_SECONDS,
     OBSERVE_SECONDS,
     PING_SECONDS,
     POLL_SECONDS,
@@ -52,6 +51,7 @@ from node_agent.errors import (
     RunClosed,
     ServerUnreachable,
 )
+from node_agent.progress import MAX_BACKOFF_SECONDS
 from node_agent.runtable import RunTable
 from node_agent.store.journal import SqliteJournal, read_history
 from tests.doubles.clock import ManualClock

@@ -47,6 +47,13 @@ def test_a_report_carries_what_the_engine_says():
     assert report.error == "bad luck"
 
 
+def test_a_container_of_a_moment_does_not_end_before_it_begins():
+    report = report_of(
+        described("exited", StartedAt="2024-01-01T00:00:00.002Z", FinishedAt="2024-01-01T00:00:00.001Z")
+    )
+    assert report.finished_at == report.started_at
+
+
 @pytest.mark.parametrize(
     "labels", [None, {}, {"node-agent.run": "x"}, {"node-agent.run": "-1"}, {"node-agent.run": "²"}]
 )

@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from werkzeug.security import generate_password_hash
@@ -39,6 +39,10 @@ def quick_hash(password: str) -> str:
     return generate_password_hash(password, method="pbkdf2:sha256:1")
 
 
+def cut(_environ: object) -> NoReturn:
+    raise ConnectionAbortedError
+
+
 @dataclass
 class Desk:
     """The server's REST side, and what it told its rooms."""
@@ -48,13 +52,11 @@ class Desk:
     credentials: Credentials
     faults: Faults = field(default_factory=Faults)
     told: list[tuple[str, Any, str]] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
     listening: Callable[[str, Any], None] = lambda _event, _content: None
 
     def __post_init__(self) -> None:
         backend = Backend(database=self.database, mint=self.mint, links=Links("/api"), tell=self.tell)
-        app = WebApp(backend, api_path="/api", faults=self.faults, cut=lambda environ: self.cut.append("cut"))
-        self.web = Client(app)
+        self.web = Client(WebApp(backend, api_path="/api", faults=self.faults, cut=cut))
 
     def tell(self, event: str, content: object, room: str) -> None:
         self.told.append((event, content, room))
@@ -250,7 +252,7 @@ def test_a_run_of_another_organization_cannot_be_changed(desk: Desk) -> None:
     ],
 )
 def test_an_update_that_makes_no_sense_is_refused_and_changes_nothing(
-    desk: Desk, change: dict[str, object]
+    desk: Desk, change: dict[str, Any]
 ) -> None:
     task = desk.task()
     assert desk.patch(task, **change).status_code == 400
@@ -410,7 +412,7 @@ def test_databases_travel_in_order_with_their_parameters_as_text(desk: Desk) -> 
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused_and_nobody_hears_of_it(
-    desk: Desk, more: dict[str, object]
+    desk: Desk, more: dict[str, Any]
 ) -> None:
     answer = desk.post_task(**more)
     assert answer.status_code == 400
@@ -721,7 +723,7 @@ def test_a_call_can_be_cut_before_or_after_it_is_carried_out(desk: Desk) -> None
     run_id = desk.run(task)["id"]
 
     def patch(status: str) -> None:
-        with pytest.raises(AssertionError):  # nothing was answered
+        with pytest.raises(ConnectionAbortedError):
             desk.ask("node:alpha", "PATCH", f"run/{run_id}", json={"status": status})
 
     desk.faults.add("PATCH", "/run", Fault(drop=True))
@@ -730,7 +732,6 @@ def test_a_call_can_be_cut_before_or_after_it_is_carried_out(desk: Desk) -> None
     desk.faults.add("PATCH", "/run", Fault(lose_answer=True))
     patch("active")
     assert desk.run(task)["status"] == "active"
-    assert desk.cut == ["cut", "cut"]
 
 
 def test_half_an_answer_announces_the_whole(desk: Desk) -> None:

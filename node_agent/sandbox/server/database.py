@@ -35,13 +35,17 @@ class Slice:
     offset: int
 
 
+class BooksClosed(Exception):
+    """Somebody still wanted something of a server that has ended."""
+
+
 class Database:
     """The connection; may be used from any thread."""
 
     def __init__(self, file: Path | None = None) -> None:
         self._lock = threading.RLock()
         self._depth = 0
-        self.is_open = True
+        self._is_open = True
         try:
             self._connection = sqlite3.connect(
                 str(file or ":memory:"), check_same_thread=False, isolation_level=None
@@ -68,13 +72,15 @@ class Database:
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
-            self.is_open = False
+            self._is_open = False
             self._connection.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Keep everybody else out; what is written in the block is kept only if it ends well."""
         with self._lock:
+            if not self._is_open:
+                raise BooksClosed
             if self._depth == 0:
                 self._connection.execute("BEGIN IMMEDIATE")
             self._depth += 1

@@ -3,6 +3,7 @@
 Owns the threads and the listening socket. May be stopped and started again on the same port with the same books.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -59,8 +60,12 @@ class SandboxServer:
         self._host, self._port = host, port
         self._api_path = normal_path(api_path)
         self.faults = Faults()
-        self._claim = None if state_dir is None else _claimed(state_dir)
-        self.database, self.credentials = _opened(plan or Plan.of(), state_dir)
+        with contextlib.ExitStack() as stack:
+            if state_dir is not None:
+                stack.enter_context(_claimed(state_dir))
+            self.database, self.credentials = _opened(plan or Plan.of(), state_dir)
+            # kept when all went well, given back when not
+            self._claim = stack.pop_all()
         self.mint = Mint(_secret_of(self.database), lifetimes)
         self.rooms = Rooms(self.database, self.mint)
         backend = Backend(
@@ -153,11 +158,14 @@ class SandboxServer:
         """Stop, and close the books."""
         self.stop()
         self.database.close()
-        if self._claim is not None:
-            self._claim.close()
+        self._claim.close()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

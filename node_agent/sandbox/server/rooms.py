@@ -5,6 +5,7 @@ is one transaction. The namespace is accepted before anybody looks at the token,
 only `sync` says that a node is in.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import socketio
 
 from node_agent.sandbox.server.call import LARGEST_NUMBER, Caller
 from node_agent.sandbox.server.callers import caller_of
-from node_agent.sandbox.server.database import Database, now, written
+from node_agent.sandbox.server.database import BooksClosed, Database, now, written
 from node_agent.sandbox.server.refusal import Refusal
 from node_agent.sandbox.server.tokens import Mint
 from node_agent.sandbox.server.work import append_log, room_of
@@ -83,12 +84,23 @@ class Rooms:
             "node_info_update": self._of_nodes(self._on_node_info),
         }
         for event, listener in listeners.items():
-            self._server.on(event, listener, namespace=NAMESPACE)
+            self._server.on(event, self._while_open(listener), namespace=NAMESPACE)
         watch = threading.Thread(
             target=self._watch_presence, args=(self._closing,), name="sandbox-presence", daemon=True
         )
         watch.start()
         return self._server
+
+    def _while_open(self, listen: Callable[..., None]) -> Callable[..., None]:
+        """Make a listener that hears nothing any more once the server ends: its threads end later."""
+        closing = self._closing
+
+        def listen_while_open(*heard: object) -> None:
+            if not closing.is_set():
+                with contextlib.suppress(BooksClosed):
+                    listen(*heard)
+
+        return listen_while_open
 
     def close(self) -> None:
         """Let nobody count as present any more; connections are cut by whoever holds them."""
@@ -136,8 +148,7 @@ class Rooms:
 
     def _let_in(self, sid: str, guest: _Guest) -> None:
         for room in guest.rooms:
-            self._server.enter_room(sid, room, namespace=NAMESPACE)
-            self.tell("message", f"{guest.caller.kind.title()} <{guest.name}> joined room <{room}>", room)
+            self._join(sid, guest, room)
         with self._database.transaction():
             self._guests[sid] = guest
             self._present(guest.caller, ONLINE)
@@ -145,9 +156,12 @@ class Rooms:
             self.tell("sync", None, sid)
             self._announce("node-online", guest)
 
+    def _join(self, sid: str, guest: _Guest, room: str) -> None:
+        if self._server is not None:
+            self._server.enter_room(sid, room, namespace=NAMESPACE)
+            self.tell("message", f"{guest.caller.kind.title()} <{guest.name}> joined room <{room}>", room)
+
     def _on_disconnect(self, sid: str, *_: object) -> None:
-        if not self._database.is_open or self._closing.is_set():
-            return
         with self._database.transaction():
             guest = self._guests.pop(sid, None)
             # a node that came back is here already when its old connection ends
@@ -171,29 +185,31 @@ class Rooms:
 
     def _watch_presence(self, closing: threading.Event) -> None:
         while not closing.wait(SILENCE_SECONDS):
-            self.forget_silent()
+            with contextlib.suppress(BooksClosed):
+                self.forget_silent()
 
     def forget_silent(self, *, seconds: float = SILENCE_SECONDS) -> None:
         """Count nodes as offline that said nothing for so long."""
         since = written(datetime.now(UTC) - timedelta(seconds=seconds))
-        self._database.change(
-            "UPDATE node SET status = ? WHERE status = ? AND last_seen < ?", OFFLINE, ONLINE, since
-        )
+        with self._database.transaction():
+            self._database.change(
+                "UPDATE node SET status = ? WHERE status = ? AND last_seen < ?", OFFLINE, ONLINE, since
+            )
 
     # --- what guests say ---
 
     def _on_ping(self, sid: str, *_: object) -> None:
         guest = self._guests.get(sid)
         if guest is not None:
-            self._present(guest.caller, ONLINE)
+            with self._database.transaction():
+                self._present(guest.caller, ONLINE)
 
     def _on_join_room(self, sid: str, room: object = None, *_: object) -> None:
         """Let a user hear of one more collaboration it is in; older clients ask for this."""
         guest = self._guests.get(sid)
         if guest is None or room not in {room_of(number) for number in guest.caller.collaborations}:
             return
-        self._server.enter_room(sid, room, namespace=NAMESPACE)
-        self.tell("message", f"{guest.caller.kind.title()} <{guest.name}> joined room <{room}>", str(room))
+        self._join(sid, guest, str(room))
 
     def _of_nodes(self, listen: Callable[[_Guest, dict[str, Any]], None]) -> Callable[..., None]:
         """Make a listener that hears nodes only, and nothing but objects."""

@@ -19,6 +19,7 @@ from werkzeug.wrappers import Request, Response
 from node_agent.sandbox.server import routes_login, routes_people, routes_runs, routes_tasks
 from node_agent.sandbox.server.call import LARGEST_NUMBER, Answer, Backend, Call
 from node_agent.sandbox.server.callers import NOBODY, caller_of, touch
+from node_agent.sandbox.server.database import BooksClosed
 from node_agent.sandbox.server.faults import Fault, Faults
 from node_agent.sandbox.server.refusal import Refusal
 
@@ -91,6 +92,15 @@ ROUTES: Final = (
 )
 
 
+def _rule(route: Route) -> Rule:
+    # a longer number is none the database could hold
+    path = route.path.replace("<int:", f"<int(max={LARGEST_NUMBER}):")
+    return Rule(path, endpoint=route, methods=[route.method])
+
+
+_MAP: Final = Map([_rule(route) for route in ROUTES])
+
+
 class WebApp:
     """The WSGI application for everything below the API's path."""
 
@@ -101,10 +111,7 @@ class WebApp:
         self._api_path = api_path
         self._faults = faults
         self._cut = cut
-        self._map = Map(
-            [_rule(route) for route in ROUTES],
-            redirect_defaults=False,
-        ).bind("sandbox")
+        self._map = _MAP.bind("sandbox")
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one call."""
@@ -118,7 +125,8 @@ class WebApp:
         return response(environ, start_response)
 
     def _answer_with(self, fault: Fault, request: Request) -> Response | None:
-        time.sleep(fault.delay)
+        if fault.delay:
+            time.sleep(fault.delay)
         if fault.drop:
             return None
         if fault.status:
@@ -134,6 +142,8 @@ class WebApp:
             return self._carried_out(request)
         except Refusal as refusal:
             return _json(refusal.body, refusal.status)
+        except BooksClosed:
+            return _json({"msg": "The server has ended"}, HTTPStatus.SERVICE_UNAVAILABLE)
         except RequestEntityTooLarge:
             return _json(
                 {"msg": f"More than {BODY_LIMIT} bytes in one message"},
@@ -174,12 +184,6 @@ class WebApp:
         path = request.path.removeprefix(self._api_path) if inside else "//"
         route, values = self._map.match(path, method=request.method)
         return route, dict(values)
-
-
-def _rule(route: Route) -> Rule:
-    # a longer number is none the database could hold
-    path = route.path.replace("<int:", f"<int(max={LARGEST_NUMBER}):")
-    return Rule(path, endpoint=route, methods=[route.method])
 
 
 def _content(request: Request) -> bytes:

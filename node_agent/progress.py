@@ -1,0 +1,305 @@
+"""How runs move: which step is next, what came of the last one, when to look again.
+
+Everything here happens in the control thread and waits for nothing. Only here is the journal written.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from node_agent.availability import Outside
+from node_agent.domain.lifecycle import Advance, StepResult, Wait, advance, code_of, next_step, status_of
+from node_agent.domain.messages import RunsListed, StepDone
+from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
+from node_agent.domain.run import Outcome, Run, RunId, State
+from node_agent.errors import AccessDenied, RunClosed, RunFailed, ServerUnreachable, Transient
+from node_agent.runtable import RunTable
+
+log = structlog.get_logger()
+
+MAX_BACKOFF_SECONDS = 30.0
+
+_ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "stop", "remove"})
+"""Steps that end well only when the engine answered."""
+
+
+class Progress:
+    """Brings every run of *runs* closer to its end, one step at a time."""
+
+    def __init__(
+        self,
+        *,
+        runs: RunTable,
+        journal: Journal,
+        channel: Channel,
+        clock: Clock,
+        outside: Outside,
+        submit: Callable[[str, Run], None],
+        concurrent_runs: int,
+    ) -> None:
+        self._runs = runs
+        self._journal = journal
+        self._channel = channel
+        self._clock = clock
+        self._outside = outside
+        self._submit = submit
+        self._concurrent_runs = concurrent_runs
+        self._learned_at: dict[RunId, float] = {}
+        self._ended_at: dict[RunId, float] = {}
+        self._due: dict[RunId, float] = {}
+        self._busy: set[RunId] = set()
+        self._retries: dict[RunId, int] = {}
+        self._suspects: set[RunId] = set()
+        self._quiet: set[RunId] = set()
+        self.ended = 0
+        """Runs ended since the start."""
+
+    def load(self) -> None:
+        """Take up every open run of the journal."""
+        for run in self._journal.load():
+            self._runs.keep(run)
+            self._learned_at[run.id] = float("-inf")
+            self._due[run.id] = 0.0
+        if self._runs:
+            log.info("runs_taken_up", runs=len(self._runs))
+
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether any step is in flight."""
+        return bool(self._busy)
+
+    def next_at(self) -> float | None:
+        """Say when a run that waits for time is due; None when none does."""
+        now = self._clock.monotonic()
+        waking = [at for run_id, at in self._due.items() if run_id not in self._busy and at > now]
+        return min(waking, default=None)
+
+    # --- choosing steps ---------------------------------------------------------------------------------------
+
+    def dispatch(self, *, draining: bool) -> None:
+        """Set the next step of every run in motion that is due; while draining, none that would begin."""
+        now = self._clock.monotonic()
+        free = self._free_slots()
+        for run_id in sorted(
+            run_id for run_id, at in self._due.items() if at <= now and run_id not in self._busy
+        ):
+            run = self._runs[run_id]
+            step = self._choose(run)
+            if step == "admit":
+                if free <= 0 or (draining and not self._is_awaited(run)):
+                    continue
+                free -= 1
+            del self._due[run_id]
+            if step is not None:
+                self._busy.add(run_id)
+                self._submit(step, run)
+
+    def _is_awaited(self, run: Run) -> bool:
+        """Tell whether running work waits for this run: without its subtasks it would never end."""
+        return any(
+            other.task.id == run.task.parent_id and other.state > State.RECEIVED for other in self._runs
+        )
+
+    def _choose(self, run: Run) -> str | None:
+        if run.id in self._suspects and run.ending is None and run.state < State.FINISHED:
+            return "verify"
+        return next_step(run, may_announce=run.id not in self._quiet)
+
+    def _free_slots(self) -> int:
+        return self._concurrent_runs - self._runs.count(self._holds_slot)
+
+    def _holds_slot(self, run: Run) -> bool:
+        if run.state is State.RECEIVED:
+            return run.id in self._busy
+        # A parent waits for its subtasks: if it held a slot, they might never get one.
+        return State.ADMITTED <= run.state <= State.RUNNING and not run.has_subtasks
+
+    # --- what came of a step ----------------------------------------------------------------------------------
+
+    def step_done(self, done: StepDone) -> None:
+        """Take in what came of a step."""
+        self._busy.discard(done.run_id)
+        run = self._runs[done.run_id]
+        if done.step == "verify":
+            self._suspects.discard(run.id)
+        if done.error is None:
+            self._step_succeeded(run, done.step, done.result)
+        else:
+            self._step_failed(run, done.step, done.error)
+
+    def _step_succeeded(self, run: Run, step: str, result: StepResult | None) -> None:
+        self._retries.pop(run.id, None)
+        if step in _ENGINE_STEPS:
+            self._outside.engine.back()
+        if step != "announce":
+            self._quiet.discard(run.id)
+        if isinstance(result, Advance):
+            self._move(run, result)
+        elif isinstance(result, Wait):
+            self.record(run, replace(run, **result.facts))
+            if result.seconds is not None:
+                self.make_due(run.id, after=result.seconds)
+
+    def _move(self, run: Run, step: Advance) -> None:
+        # The run may have got an ending while the step was under way: keep it.
+        moved = advance(run, step)
+        self.record(run, moved)
+        log_of(moved).info(
+            "run_advanced",
+            to=moved.state.name.lower(),
+            status=str(status_of(moved)),
+            status_code=code_of(moved),
+            **_what_is_new(moved),
+        )
+        self.make_due(run.id)
+        if moved.state is State.REMOVED:
+            self._forget(moved)
+
+    def _step_failed(self, run: Run, step: str, error: BaseException) -> None:
+        if isinstance(error, Transient):
+            self.try_again(run, step, error)
+        elif isinstance(error, AccessDenied):
+            self.try_again(run, step, ServerUnreachable(str(error)))
+        elif run.state >= State.FINISHED or step == "stop":
+            self._after_the_ending(run, step, error)
+        elif isinstance(error, RunClosed):
+            self.end(run, Outcome.CLOSED, str(error))
+        elif isinstance(error, RunFailed):
+            self.end(run, error.outcome, str(error))
+        else:
+            log_of(run).error("step_bug", step=step, exc_info=error)
+            self.end(
+                run,
+                Outcome.BUG,
+                f"The node failed in an unexpected way ({type(error).__name__}); its log says more.",
+            )
+
+    def _after_the_ending(self, run: Run, step: str, error: BaseException) -> None:
+        """How the run ends is decided: what the server refuses for good is over, everything else is tried again."""
+        if step == "report" and isinstance(error, RunClosed):
+            log_of(run).info("report_refused", reason=str(error))
+            self._move(run, Advance(State.REPORTED, {}))
+            return
+        log_of(run).error("step_bug", step=step, exc_info=error)
+        self.try_again(run, step, Transient(str(error)))
+
+    def end(self, run: Run, ending: Outcome, reason: str) -> None:
+        """Decide how a run ends; the stop step then does it."""
+        if run.ending is None and run.state < State.FINISHED:
+            log_of(run).info("run_ending", outcome=str(ending), reason=reason)
+            self.record(run, replace(run, ending=ending, reason=reason))
+        self.make_due(run.id)
+
+    def try_again(self, run: Run, step: str, error: Transient) -> None:
+        """Repeat a step later; the pauses grow."""
+        if step == "announce":
+            self._quiet.add(run.id)  # a courtesy must not hold the run up
+        self._outside.trouble(error)
+        tries = self._retries[run.id] = self._retries.get(run.id, 0) + 1
+        seconds = 0.0 if step == "announce" else min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(tries, 10))
+        log_of(run).debug("step_postponed", step=step, tries=tries, seconds=seconds, reason=str(error))
+        self.make_due(run.id, after=seconds)
+
+    # --- bookkeeping ------------------------------------------------------------------------------------------
+
+    def record(self, before: Run, after: Run) -> None:
+        """Write down that a run changed, and tell who may want to know."""
+        if after == before:
+            return
+        self._journal.update(before, after, at=self._clock.now())
+        self._runs.keep(after)
+        if after.announced is not before.announced:
+            self._channel.tell_status(StatusChange(run=after, status=after.announced))
+
+    def _forget(self, run: Run) -> None:
+        self.ended += 1
+        self._ended_at[run.id] = self._clock.monotonic()
+        self._runs.drop(run.id)
+        for known in (self._learned_at, self._due, self._retries):
+            known.pop(run.id, None)
+        self._quiet.discard(run.id)
+        self._suspects.discard(run.id)
+
+    def make_due(self, run_id: RunId, *, after: float = 0.0) -> None:
+        """Have the run looked at; an earlier wish stands, also one that came while a step was in flight."""
+        if self._runs.is_open(run_id):
+            at = self._clock.monotonic() + after
+            self._due[run_id] = min(at, self._due.get(run_id, at))
+
+    def try_everything_again(self) -> None:
+        """Forget every pause: what was away is back."""
+        self.make_due_where(lambda run: run.id in self._retries)
+
+    def make_due_where(self, condition: Callable[[Run], bool]) -> None:
+        """Have every run looked at for which *condition* holds."""
+        for run in self._runs:
+            if condition(run):
+                self.make_due(run.id)
+
+    # --- what the server lists --------------------------------------------------------------------------------
+
+    def take_in_list(self, message: RunsListed) -> None:
+        """Take in what is new in a list of open runs and, if it is complete, doubt what it does not show."""
+        for listed in message.runs:
+            if not self._runs.is_open(listed.id):
+                self._take_in(listed, asked_at=message.asked_at)
+        # No later list can have been asked for before this one.
+        self._ended_at = {run: at for run, at in self._ended_at.items() if at >= message.asked_at}
+        if message.complete:
+            self._suspect_absent({listed.id for listed in message.runs}, message.asked_at)
+
+    def _take_in(self, listed: OpenRun, *, asked_at: float) -> None:
+        run = Run(
+            id=listed.id,
+            task=listed.task,
+            received_at=self._clock.now(),
+            fault=listed.fault,
+            announced=listed.status,
+        )
+        if not self._entered(run, listed, asked_at=asked_at):
+            log.debug("run_listed_after_its_end", run_id=run.id)
+            return
+        self._learned_at[run.id] = self._clock.monotonic()
+        self._runs.keep(run)
+        self.make_due(run.id)
+        log_of(run).info("run_received", parent_id=run.task.parent_id)
+
+    def _entered(self, run: Run, listed: OpenRun, *, asked_at: float) -> bool:
+        """Record a listed run; False when it is one that is over, shown by a list that was overtaken."""
+        if self._journal.insert(run):
+            return True
+        # Some databases give the number of a deleted run to the next one. The old run was claimed, this one is not.
+        is_another = listed.claimed_at is None and self._ended_at.get(run.id, float("-inf")) < asked_at
+        if is_another:
+            self._journal.renew(run, at=self._clock.now())
+        return is_another
+
+    def _suspect_absent(self, listed: set[RunId], asked_at: float) -> None:
+        """Have the server asked about each run that the complete list does not show: it may be closed.
+
+        The list may have shifted between two pages, so that absence alone proves nothing.
+        """
+        for run in self._runs:
+            going = run.ending is None and run.state < State.FINISHED
+            if going and run.id not in listed and self._learned_at[run.id] < asked_at:
+                self._suspects.add(run.id)
+                self.make_due(run.id)
+
+
+def log_of(run: Run) -> "structlog.stdlib.BoundLogger":
+    """Give a logger that says in every line which run it is about."""
+    bound: structlog.stdlib.BoundLogger = log.bind(run_id=run.id, task_id=run.task.id, image=run.task.image)
+    return bound
+
+
+def _what_is_new(run: Run) -> dict[str, object]:
+    """Pick the facts worth a log line in the state just reached."""
+    match run.state:
+        case State.PULLED:
+            return {"digest": run.digest or run.image_id}
+        case State.CAPTURED:
+            return {"exit_code": run.exit_code}
+        case State.FINISHED:
+            return {"outcome": str(run.outcome), "reason": run.reason or None}
+    return {}
