@@ -13,11 +13,9 @@ from functools import partial
 from typing import Any, Final, TextIO, cast
 
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
-from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import TaskId
 
 MASK: Final = "***"
 LONGEST_VALUE: Final = 2048
@@ -99,13 +97,6 @@ def set_up(*, level: str, form: str, secrets: Iterable[Secret] = (), stream: Tex
         cache_logger_on_first_use=False,
     )
     _route_libraries()
-
-
-def bind_run(run_id: RunId, task_id: TaskId, image: str) -> FilteringBoundLogger:
-    """Give a logger whose lines all carry the run, its task and its image."""
-    return cast(
-        "FilteringBoundLogger", structlog.get_logger().bind(run_id=run_id, task_id=task_id, image=image)
-    )
 
 
 def writes_json() -> bool:

@@ -128,8 +128,11 @@ def test_a_task_that_gets_the_numbers_of_a_deleted_one_runs_with_its_own_input(
 def test_a_container_that_somebody_removes_is_reported_as_lost(real: Stage, agent: AgentProcess) -> None:
     task = real.submit(LONG)
     task.reached("active")
+    # While nobody looks: a removal kills first, and an agent that looks in between rightly says "crashed".
+    agent.kill()
     for container in agent.containers():
         container.remove(force=True)
+    agent.start()
     run = task.ended()
     assert run["status"] == "unknown error"
     assert "disappeared" in run["log"]

@@ -10,9 +10,9 @@ import pytest
 import structlog
 
 from node_agent import logs
-from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import TaskId
+from node_agent.progress import log_of
+from tests.doubles.core import make_run, make_task
 
 KEY = "00000000-0000-4000-8000-00000000abcd"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOjR9.c2lnbmF0dXJl"
@@ -50,7 +50,8 @@ def test_a_line_is_one_json_object_that_begins_with_time_level_and_event() -> No
 
 def test_every_line_of_a_run_names_run_task_and_image() -> None:
     stream = written()
-    log = logs.bind_run(RunId(7), TaskId(3), "x/y:1")
+    task = make_task(3, image="x/y:1")
+    log = log_of(make_run(7, task=task))
     log.info("run_advanced")
     log.warning("step_postponed")
     for text in stream.getvalue().splitlines():
