@@ -60,7 +60,7 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-REGISTRY_PATIENCE_SECONDS = 20.0
+REGISTRY_PATIENCE_SECONDS = 6.0
 SPARE_THREADS = 4
 """Step threads beyond one per slot: reports, kills and removals do not wait for pulls."""
 PROGRESS_SECONDS = 10.0
@@ -272,6 +272,8 @@ class Application:
 
     def _sweep(self) -> None:
         try:
+            # Whoever reloads the machine's firewall drops our rule with all others.
+            self._site.prepare()
             removed = sweep(
                 runtime=self._site.engine,
                 folders=self._folders,

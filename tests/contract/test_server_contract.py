@@ -307,7 +307,7 @@ def test_an_algorithm_pages_through_results(stage: Stage, agent: Agent) -> None:
 def test_no_token_for_a_finished_task(stage: Stage, agent: Agent) -> None:
     task_id, _ = create(stage)
     stage.kill(task_id)
-    with pytest.raises(RunClosed):
+    with pytest.raises(RunFailed, match="the task is over"):
         agent.server.container_token(task_id, IMAGE)
 
 

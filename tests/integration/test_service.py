@@ -272,6 +272,17 @@ def test_an_agent_whose_server_is_away_waits_for_it_and_says_so(unit_at_rest: Ho
     machine.wait_for("ActiveState", "active", within=START_SECONDS)
 
 
+def test_an_engine_that_is_away_at_the_start_is_asked_again(unit_at_rest: Hospital) -> None:
+    machine = unit_at_rest.machine
+    machine.run("mv", "/run/docker.sock", "/run/docker.sock.away")
+    try:
+        machine.run("systemctl", "start", "--no-block", machine.unit)
+        machine.wait_for("SubState", "auto-restart", within=START_SECONDS)
+    finally:
+        machine.run("mv", "/run/docker.sock.away", "/run/docker.sock")
+    machine.wait_for("ActiveState", "active", within=START_SECONDS)
+
+
 def test_a_key_the_server_does_not_know_ends_the_service_and_is_not_tried_again(
     unit_at_rest: Hospital,
 ) -> None:

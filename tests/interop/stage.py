@@ -87,7 +87,7 @@ else:
 Value = TypeVar("Value")
 
 
-def eventually(look: Callable[[], Value], *, within: float, what: str) -> Value:
+def eventually(look: Callable[[], Value | None], *, within: float, what: str) -> Value:
     """Look until there is something to see."""
     deadline = time.monotonic() + within
     while True:

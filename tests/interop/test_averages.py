@@ -109,7 +109,7 @@ def test_the_official_tools_read_every_kind_of_database_in_the_order_asked_for(
     real: Stage, agents: dict[str, AgentProcess]
 ) -> None:
     keep = {"function": "filter_range", "parameters": {"column": "age", "min_": 35}}
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"label": "clinic", "query": "SELECT weight FROM weights WHERE height > 175"},
         {"label": "book", "sheet_name": "weights"},
         {"label": "table", "preprocessing": [keep]},

@@ -126,7 +126,7 @@ def failed_elsewhere(real: Stage) -> SubmittedTask:
 def broken_image(client: docker.DockerClient) -> str:
     """An image whose program does not exist."""
     image = client.images.get(script_image(client, "whole", "pass"))
-    container = client.containers.create(image.id)
+    container = client.containers.create(image)
     try:
         container.commit("node-agent-lab/broken", "latest", conf={"Entrypoint": ["/no/such/program"]})
     finally:
