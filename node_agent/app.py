@@ -169,7 +169,6 @@ class Application:
         """Start everything in order, work until asked to stop, end everything in the opposite order."""
         _check_databases(self._settings)
         self._meet_engine_and_server()
-        self._listener = SocketListener(self._address, self._tokens, self._identity, self._post)
         self._build_agent()
         self._start_threads()
         self._notifier.ready()
@@ -181,7 +180,7 @@ class Application:
         """Ask both at the same time, since each may take its while; give up when either refuses for good."""
         with ThreadPoolExecutor(2, "start") as starting:
             site = starting.submit(self._until_it_works, "engine", self._prepare_site)
-            login = starting.submit(self._until_it_works, "server", self._identify)
+            login = starting.submit(self._until_it_works, "server", self._go_online)
             try:
                 for done in as_completed((site, login)):
                     done.result()
@@ -189,10 +188,14 @@ class Application:
                 self._mailbox.give_up()
                 raise
 
-    def _identify(self) -> None:
+    def _go_online(self) -> None:
         self._identity = self._server.identify()
         self._node_name = self._identity.node_name
         _check_encryption(self._identity)
+        # What the server has to say waits in the mailbox until the machine is proven fit.
+        self._listener = SocketListener(self._address, self._tokens, self._identity, self._post)
+        self._listener.start()
+        self._stack.callback(self._listener.stop)
 
     def _prepare_site(self) -> None:
         prepared = self._site.prepare()
@@ -247,8 +250,6 @@ class Application:
         self._pool.start()
         _in_background(self._lister.serve_forever, name="lister")
         _in_background(self._watch_engine, name="engine-events")
-        self._listener.start()
-        self._stack.callback(self._listener.stop)
         _in_background(self._find_node_facts, name="columns")
 
     def _until_it_works(self, what: str, action: Callable[[], Result]) -> Result:

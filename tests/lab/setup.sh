@@ -52,6 +52,7 @@ missing_packages() {
   have ps || echo procps
   have docker-registry || echo docker-registry
   have mmdebstrap || echo mmdebstrap
+  have setfacl || echo acl
 }
 
 venv_package() {
