@@ -34,7 +34,8 @@ from node_agent.domain.ports import Channel, Clock, Journal
 from node_agent.domain.run import Outcome, Run, State
 from node_agent.domain.task import TaskId
 from node_agent.errors import DiskFull, NodeAgentError
-from node_agent.progress import Progress, log_of
+from node_agent.progress import Progress
+from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
 from node_agent.timetable import Timetable
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import structlog
 
 from node_agent import __version__, service
-from node_agent.agent import Agent, Hands, Snapshot
+from node_agent.agent import HEARTBEAT_SECONDS, Agent, Hands, Snapshot
 from node_agent.availability import Availability
 from node_agent.config import Settings
 from node_agent.databases.access import fault_of, this_agent
@@ -255,6 +255,7 @@ class Application:
     def _until_it_works(self, what: str, action: Callable[[], Result]) -> Result:
         """Try until it works; say so once per change, and stop at once when asked to."""
         answering = Availability(lost_event=f"{what}_lost", back_event=f"{what}_back")
+        beat_at = self._clock.monotonic() + HEARTBEAT_SECONDS
         pause = 0.5
         while True:
             try:
@@ -262,6 +263,9 @@ class Application:
             except Transient as error:
                 answering.lost(str(error))
                 self._show(_waiting_for(what, str(error)))
+                if self._clock.monotonic() >= beat_at:
+                    beat_at += HEARTBEAT_SECONDS
+                    log.info("heartbeat", waiting_for=what, reason=str(error))
             else:
                 answering.back()
                 return result

@@ -53,6 +53,7 @@ EVENTS: Mapping[str, str] = {
     "engine_lost": "The container engine does not answer; it is asked again until it does.",
     "event_dropped": "A courtesy message to the server was not sent.",
     "event_ignored": "The server sent an event that cannot be understood.",
+    "hardening_relaxed": "The owner gives this image back some of what hardening takes (hardening.relax).",
     "heartbeat": "Every five minutes: what is waiting, working and owed, and what is away.",
     "image_pull_progress": "How far the pull of a run's image is, in bytes.",
     "isolation_open": "The proof of isolation found something open.",

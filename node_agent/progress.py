@@ -14,6 +14,7 @@ from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
 from node_agent.errors import AccessDenied, RunClosed, RunFailed, ServerUnreachable, Transient
+from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
 
 log = structlog.get_logger()
@@ -285,12 +286,6 @@ class Progress:
             if going and run.id not in listed and self._learned_at[run.id] < asked_at:
                 self._suspects.add(run.id)
                 self.make_due(run.id)
-
-
-def log_of(run: Run) -> "structlog.stdlib.BoundLogger":
-    """Give a logger that says in every line which run it is about."""
-    bound: structlog.stdlib.BoundLogger = log.bind(run_id=run.id, task_id=run.task.id, image=run.task.image)
-    return bound
 
 
 def _what_is_new(run: Run) -> dict[str, object]:

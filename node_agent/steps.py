@@ -20,10 +20,12 @@ from node_agent.domain.container import (
     PullPolicy,
     PullProgress,
     Relaxation,
+    run_container_name,
 )
+from node_agent.domain.database import Database
 from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
 from node_agent.domain.policy import Answer, judge_image, matching_relaxation, parse_image
-from node_agent.domain.ports import Clock, Databases, FinalReport, RunFolders, Runtime, Server
+from node_agent.domain.ports import Clock, Databases, FinalReport, Folders, RunFolders, Runtime, Server
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.symptoms import likely_limit
 from node_agent.errors import (
@@ -36,6 +38,7 @@ from node_agent.errors import (
     RunClosed,
     TimeLimit,
 )
+from node_agent.runlog import log_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +147,18 @@ def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
 def create(run: Run, ports: Ports) -> StepResult:
     """Get the token, make the folders ready, create the container."""
     databases = ports.databases.choose(run.task.databases)
-    relaxation = matching_relaxation(run.task.image, ports.settings.relaxations)
+    relaxation = _relaxation(run, ports)
     token = ports.server.container_token(run.task.id, run.task.image)
     folders = ports.folders.prepare(run.id, run.task.job, token=token, open_to_all=relaxation.image_user)
-    spec = ContainerSpec(
-        name=f"node-agent-{ports.settings.node_name}-run-{run.id}",
+    container = ports.runtime.ensure_container(_spec(run, ports, databases, folders, relaxation))
+    return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
+
+
+def _spec(
+    run: Run, ports: Ports, databases: tuple[Database, ...], folders: Folders, relaxation: Relaxation
+) -> ContainerSpec:
+    return ContainerSpec(
+        name=run_container_name(ports.settings.node_name, run.id),
         run_id=run.id,
         image_id=_pinned(run),
         user=None if relaxation.image_user else ports.settings.user,
@@ -164,8 +174,20 @@ def create(run: Run, ports: Ports) -> StepResult:
         writable_root=relaxation.writable_root,
         capabilities=relaxation.capabilities,
     )
-    container = ports.runtime.ensure_container(spec)
-    return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
+
+
+def _relaxation(run: Run, ports: Ports) -> Relaxation:
+    """Find what the owner gives back to this image, and leave a trace of it in the log."""
+    relaxation = matching_relaxation(run.task.image, ports.settings.relaxations)
+    if relaxation.image:
+        log_of(run).warning(
+            "hardening_relaxed",
+            rule=relaxation.image,
+            image_user=relaxation.image_user,
+            writable_root=relaxation.writable_root,
+            capabilities=list(relaxation.capabilities),
+        )
+    return relaxation
 
 
 def _pinned(run: Run) -> str:

@@ -1,1 +1,1 @@
-"""A coordinating server, and later whole networks, on one machine: for demos, development and tests only."""
+"""Whole networks on one machine, coordinating server included: for demos, development and tests only."""

@@ -53,8 +53,8 @@ START = """\
 import sys
 from vantage6.common import context
 context.running_in_docker = lambda: False
-from vantage6.cli.cli import cli
-sys.exit(cli())
+from vantage6.cli.cli import cli_complete
+sys.exit(cli_complete())
 """
 ONLINE_SECONDS = 60
 STOP_SECONDS = 30
@@ -98,10 +98,13 @@ def _fetch(version: str, target: Path) -> None:
     """Install with the host's pip: inside a build it may lack the host's certificates and index settings."""
     wheels = lab_dir("cache", "wheels")
     _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), SOURCE_ONLY)
-    install = ("install", "--no-compile", "--upgrade", "--target", str(target))
     foreign = ("--find-links", str(wheels), "--only-binary", ":all:", "--python-version", version)
-    _pip(*install, *foreign, "--no-deps", NODE_ITSELF)
-    _pip(*install, *foreign, *NODE)
+    install = ("install", "--no-compile", "--upgrade", *foreign)
+    _pip(*install, "--target", str(target), *NODE)
+    # Apart first: all parts share the folder `vantage6`, and a second installation would take it away from the first.
+    apart = target.with_name("node")
+    _pip(*install, "--target", str(apart), "--no-deps", NODE_ITSELF)
+    shutil.copytree(apart, target, dirs_exist_ok=True)
 
 
 def _pip(*arguments: str) -> None:
@@ -193,7 +196,7 @@ class PeerNode:
     def _wait_until_online(self) -> None:
         deadline = time.monotonic() + ONLINE_SECONDS
         while time.monotonic() < deadline:
-            if self._server.node_is_online(self._organization):
+            if b"Waiting for new tasks" in self.container.logs():
                 return
             if self.container.status == "exited":
                 break

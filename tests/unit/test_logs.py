@@ -11,7 +11,7 @@ import structlog
 
 from node_agent import logs
 from node_agent.domain.secret import Secret
-from node_agent.progress import log_of
+from node_agent.runlog import log_of
 from tests.doubles.core import make_run, make_task
 
 KEY = "00000000-0000-4000-8000-00000000abcd"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent import steps
 from node_agent.domain.container import (
@@ -271,6 +272,13 @@ def test_what_the_owner_relaxed_for_an_image_is_given_to_it(bench: Bench) -> Non
     bench.go("create", make_run(1, state=State.PULLED, image_id="image-1"))
     spec = bench.engine.box_of(RUN).spec
     assert (spec.user, spec.writable_root, spec.capabilities) == (None, True, ("CHOWN",))
+
+
+def test_what_is_relaxed_leaves_a_trace_in_the_log(bench: Bench) -> None:
+    bench.settle(relaxations=(Relaxation(image=IMAGE, writable_root=True),))
+    with capture_logs() as lines:
+        bench.go("create", make_run(1, state=State.PULLED, image_id="image-1"))
+    assert [(line["event"], line["writable_root"]) for line in lines] == [("hardening_relaxed", True)]
 
 
 def test_creating_again_adopts_the_container(bench: Bench) -> None:
