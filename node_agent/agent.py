@@ -6,7 +6,7 @@ time and posts what came of it. Restarting is the normal path: after a start eve
 
 import queue
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -252,9 +252,8 @@ class Agent:
 
     def _on_subtask_created(self, message: SubtaskCreated) -> None:
         run = self._runs.get(message.run_id)
-        if run is not None and not run.has_subtasks:
-            self._progress.record(run, replace(run, has_subtasks=True))
-            log_of(run).info("slot_lent_to_subtasks")
+        if run is not None:
+            self._progress.lend_slot(run)
 
     def _on_pull_progressed(self, message: PullProgressed) -> None:
         run = self._runs.get(message.run_id)

@@ -265,6 +265,16 @@ class Progress:
         self._runs.keep(run)
         self.make_due(run.id)
         log_of(run).info("run_received", parent_id=run.task.parent_id)
+        for parent in self._runs:
+            # Known already, unless the agent died between the subtask's creation and its own note of it.
+            if parent.task.id == run.task.parent_id:
+                self.lend_slot(parent)
+
+    def lend_slot(self, run: Run) -> None:
+        """Note that a run has subtasks: while it waits for them, its slot is theirs."""
+        if not run.has_subtasks:
+            self.record(run, replace(run, has_subtasks=True))
+            log_of(run).info("slot_lent_to_subtasks")
 
     def _entered(self, run: Run, listed: OpenRun, *, asked_at: float) -> bool:
         """Record a listed run; False when it is one that is over, shown by a list that was overtaken."""

@@ -340,6 +340,15 @@ def test_a_parent_that_waits_lends_its_slot_to_its_subtask(quick_dir: Path, logg
     bench.journal.close()
 
 
+def test_a_subtask_gets_its_parents_slot_even_when_the_agent_died_before_it_noted_it(quick_dir: Path) -> None:
+    bench = Bench(quick_dir, concurrent_runs=1)
+    bench.bring_to(State.RUNNING)
+    bench.start()
+    bench.receive(2, task=make_task(2, parent_id=TaskId(1)))
+    assert bench.step_of(2) == "admit"
+    bench.journal.close()
+
+
 # --- kill -----------------------------------------------------------------------------------------------------
 
 
