@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from node_agent.config.machine import Kind
 from node_agent.config.values import (
     AbsolutePath,
-    ApiKey,
-    ApiKeyFile,
     AsTuple,
     Capability,
     Duration,
@@ -61,8 +59,8 @@ class ServerSection(_Section):
     """The coordinating server."""
 
     url: ServerUrl
-    api_key: ApiKey | None = None
-    api_key_file: ApiKeyFile | None = Field(default=None, validate_default=True)
+    api_key: SecretText | None = None
+    api_key_file: SecretFile | None = Field(default=None, validate_default=True)
     ca_bundle: AbsolutePath | None = None
 
     @field_validator("api_key_file", mode="before")

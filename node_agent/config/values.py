@@ -32,7 +32,6 @@ _DURATION = re.compile(
     r"(?:(?P<d>[0-9]{1,5})d)?(?:(?P<h>[0-9]{1,6})h)?(?:(?P<m>[0-9]{1,8})m)?(?:(?P<s>[0-9]{1,9})s)?\Z"
 )
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _PATTERN = re.compile(r"[A-Za-z0-9*?\[\]!][A-Za-z0-9._\-/:*?\[\]!]{0,511}\Z")
 _USER = re.compile(r"(?P<uid>[0-9]{1,10}):(?P<gid>[0-9]{1,10})\Z")
 _LARGEST_ID = 2**32 - 2
@@ -149,15 +148,6 @@ def _image(text: str) -> str:
     return text
 
 
-def _uuid(secret: Secret) -> Secret:
-    # loading for a command that needs no key reads none
-    if secret.reveal() and not _UUID.match(secret.reveal()):
-        raise ValueError(
-            "does not hold an API key: 8-4-4-4-12 hexadecimal digits, as given out by the server"
-        )
-    return secret
-
-
 def _secret(value: object) -> object:
     if isinstance(value, str) and value:
         return Secret(str(value))
@@ -256,8 +246,6 @@ ImageGlob = Annotated[str, AfterValidator(_image_glob)]
 ImageReference = Annotated[str, AfterValidator(_image)]
 SecretText = Annotated[Secret, BeforeValidator(_secret)]
 SecretFile = Annotated[Secret, BeforeValidator(_secret_file)]
-ApiKey = Annotated[SecretText, AfterValidator(_uuid)]
-ApiKeyFile = Annotated[SecretFile, AfterValidator(_uuid)]
 UserAndGroup = Annotated[tuple[int, int], BeforeValidator(_user)]
 Subnet = Annotated[str, AfterValidator(_subnet)]
 EngineAddress = Annotated[str, AfterValidator(_engine_address)]
