@@ -8,13 +8,17 @@ WITH_ENGINE := $(ROOT) $(PYTHON) -m tests.lab.engine run --
 PYTEST := $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt unit integration interop engine engine-stop install uninstall setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit integration interop bench engine engine-stop install uninstall setup venv prepare clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: prepare ## three hospitals, a real server, one federated average
+demo: setup ## three hospitals, one federated average; nothing is left behind
+	@$(ROOT) $(PYTHON) -m tests.lab.prepare demo
 	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.demo
+
+demo-vantage6: prepare ## the same with the real vantage6 server and client
+	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.demo vantage6
 
 test: prepare ## every test, against real parts; nothing is skipped
 	@CI=true $(WITH_ENGINE) $(PYTEST)
@@ -37,6 +41,9 @@ integration: setup ## tests against a real Docker engine
 
 interop: prepare ## tests against the real vantage6 server, client and algorithm tools
 	@CI=true $(WITH_ENGINE) $(PYTEST) tests/interop
+
+bench: setup ## an empty run: our agent, vantage6's own node, docker run (ARGS=--json)
+	@$(WITH_ENGINE) $(PYTHON) -m tests.bench.compare $(ARGS)
 
 engine: setup ## start a Docker engine and leave it running
 	@$(ROOT) $(PYTHON) -m tests.lab.engine start

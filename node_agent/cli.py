@@ -15,6 +15,7 @@ import click
 
 from node_agent import __version__, screen
 from node_agent.errors import AccessDenied, ConfigError, NodeAgentError, Transient
+from node_agent.sandbox.commands import sandbox
 
 if TYPE_CHECKING:
     from node_agent.checks import CheckResult
@@ -65,7 +66,7 @@ def _examples(*lines: str) -> str:
 _EXIT_CODES: Final = _verbatim(
     "Exit codes:",
     "  0   fine                            70  bug: please report it",
-    "  1   check: something fails          75  something is away: try later",
+    "  1   check, sandbox run: a failure   75  something is away: try later",
     "  3   status, drain: not running      77  the server denies access",
     "  64  wrong usage                     78  the configuration needs a correction",
 )
@@ -275,6 +276,10 @@ def ensure(parts: "Parts", config: Path) -> None:
 def remove(parts: "Parts", config: Path) -> None:
     """Remove the network and the rule of this agent."""
     click.echo(parts.remove_network(parts.load_place(config)))
+
+
+# the words of these commands only; their parts are imported when they are called, like all others
+commands.add_command(sandbox)
 
 
 class _Lazy:

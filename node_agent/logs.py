@@ -71,6 +71,7 @@ EVENTS: Mapping[str, str] = {
     "run_listed_after_its_end": "The server still lists a run that is over here.",
     "run_received": "The server has a new run for this node.",
     "runs_taken_up": "After a start: how many runs the journal holds that are not over.",
+    "sandbox_bug": "The sandbox's server could not answer a call because of a mistake of ours; it answered 500.",
     "server_back": "The server answers (again).",
     "server_call": "A call to the server and how long it took.",
     "server_lost": "The server does not answer; it is asked again until it does.",

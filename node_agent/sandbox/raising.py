@@ -67,7 +67,8 @@ class Blueprint:
         count = nodes or len(sources) or 3
         if sources and len(sources) != count:
             raise ConfigError(
-                f"{count} nodes cannot share {len(sources)} files.", hint="Give one file for each node: --data."
+                f"{count} nodes cannot share {len(sources)} files.",
+                hint="Give one file for each node: --data.",
             )
         for source in sources:
             _type_of(source)
@@ -82,7 +83,9 @@ def _type_of(source: Path) -> DatabaseType:
     found = TYPES.get(source.suffix.lower())
     if found is None or not source.is_file():
         kinds = ", ".join(TYPES)
-        raise ConfigError(f"This is no file a node could offer: {source}.", hint=f"Name files that end in {kinds}.")
+        raise ConfigError(
+            f"This is no file a node could offer: {source}.", hint=f"Name files that end in {kinds}."
+        )
     return found
 
 
@@ -156,7 +159,9 @@ def _start_nodes(place: Place, blueprint: Blueprint, connection: Connection) -> 
     return {
         member.name: _start_node(
             place.nodes[member.name],
-            node_settings(place, member, url=connection.url, source=files[member.name], images=blueprint.images),
+            node_settings(
+                place, member, url=connection.url, source=files[member.name], images=blueprint.images
+            ),
             member,
         )
         for member in connection.members
@@ -184,6 +189,8 @@ def node_settings(
         "limits": {"cpus": min(_MOST_CPUS, os.cpu_count() or 1)},
         "network": {"proxy_port": _free_port()},
         "logging": {"format": "json"},
+        # whoever takes the sandbox down must find the same engine
+        "docker_host": os.environ.get("DOCKER_HOST") or None,
     }
 
 
@@ -211,7 +218,9 @@ def _is_online(name: str, node: ProcessPlace, mark: Mark) -> bool:
 
 def _late(waiting: Mapping[str, Mark], place: Place) -> Transient:
     said = [presence.read(place.nodes[name].state_dir).presence for name in waiting]
-    problems = {problem for one in said if one for problem in (one.server_problem, one.engine_problem) if problem}
+    problems = {
+        problem for one in said if one for problem in (one.server_problem, one.engine_problem) if problem
+    }
     return Transient(
         f"These nodes do not come online: {', '.join(waiting)}.",
         hint=" ".join(sorted(problems)) or "Is the machine very busy? Try fewer nodes: --nodes 1.",

@@ -131,7 +131,9 @@ class Researcher:
         body = json.dumps({"username": self.username, "password": self.password.reveal()}).encode()
         reply = self.exchange.send(Call(method="POST", path="token/user", body=body))
         if reply.status >= _REFUSED:
-            raise AccessDenied(f"The server does not let {self.username} in: {reply.message or reply.excerpt()}")
+            raise AccessDenied(
+                f"The server does not let {self.username} in: {reply.message or reply.excerpt()}"
+            )
         return Secret(str(_object(reply)["access_token"]))
 
 

@@ -56,8 +56,14 @@ class NodeLog:
     organization: str
     file: Path
     runs: dict[int, RunView] = field(default_factory=dict)
-    is_online: bool = False
+    _connected: bool = False
+    _ready: bool = False
     _offset: int = 0
+
+    @property
+    def is_online(self) -> bool:
+        """Tell whether the node is connected and its machine is proven: only then it works."""
+        return self._connected and self._ready
 
     def read(self) -> None:
         """Take in the lines written since the last time."""
@@ -68,10 +74,6 @@ class NodeLog:
                 continue
             if isinstance(said, dict):
                 self.take(said)
-
-    def skip_to_end(self) -> None:
-        """Leave out what was written until now."""
-        self._offset = self.file.stat().st_size if self.file.exists() else 0
 
     def _new_lines(self) -> list[bytes]:
         try:
@@ -87,8 +89,8 @@ class NodeLog:
     def take(self, said: Mapping[str, Any]) -> None:
         """Take in one line."""
         event, run_id = said.get("event"), said.get("run_id")
-        if event in _PRESENCE:
-            self.is_online = _PRESENCE[event]
+        self._connected = _CONNECTED.get(event, self._connected)
+        self._ready = self._ready or event == "agent_ready"
         if not isinstance(run_id, int):
             return
         if event == "run_received":
@@ -123,7 +125,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
 
 
-_PRESENCE: Final[Mapping[Any, bool]] = {"server_online": True, "server_offline": False}
+_CONNECTED: Final[Mapping[Any, bool]] = {"server_online": True, "server_offline": False}
 _CHANGES: Final[Mapping[str, Callable[[RunView, Mapping[str, Any]], RunView]]] = {
     "run_advanced": _advanced,
     "image_pull_progress": _pulling,

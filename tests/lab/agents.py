@@ -101,6 +101,11 @@ class AgentProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Tell whether the process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def launch(self) -> None:
         """Start the process without waiting for anything."""
         self._marker = len(self.log_lines())

@@ -2,28 +2,37 @@
 
 Owns only the order. A second run finds all of it made and takes about a second.
 
-    python -m tests.lab.prepare
+    python -m tests.lab.prepare               everything, as the tests need it
+    python -m tests.lab.prepare demo          what the demo with the embedded server needs
 """
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.lab.agent_image import agent_image
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, average_image, tiny_image
 from tests.lab.places import say
+from tests.lab.systemd import installed_image
 from tests.lab.venvs import VenvError, client_venv, server_venv
 
+Job = Callable[[], object]
 
-def prepare() -> None:
-    """Make the images, and the environments of the real server and client."""
+
+def prepare(jobs: Sequence[Job]) -> None:
+    """Do these jobs at the same time."""
     started = time.monotonic()
     with engine(), ThreadPoolExecutor() as pool:
-        jobs: list[Callable[[], object]] = [_images, _venvs]
         for job in [pool.submit(job) for job in jobs]:
             job.result()
     say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def _demo_images() -> None:
+    with engine() as found:
+        average_image(found.client())
 
 
 def _images() -> None:
@@ -33,14 +42,34 @@ def _images() -> None:
         average_image(client)
 
 
+def _service_images() -> None:
+    with engine() as found:
+        client = found.client()
+        installed_image(client)
+        agent_image(client)
+
+
 def _venvs() -> None:
     server_venv()
     client_venv()
 
 
+PURPOSES: Mapping[str, Sequence[Job]] = {"": (_images, _venvs, _service_images), "demo": (_demo_images,)}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the commands in the module's docstring."""
+    jobs = PURPOSES.get(" ".join(arguments))
+    if jobs is None:
+        print(__doc__, file=sys.stderr)
+        return 64
+    prepare(jobs)
+    return 0
+
+
 if __name__ == "__main__":
     try:
-        prepare()
+        sys.exit(main(sys.argv[1:]))
     except (EngineError, ImageError, VenvError) as error:
         sys.exit(f"lab: {error}")
     except KeyboardInterrupt:

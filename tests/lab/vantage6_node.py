@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,8 +27,8 @@ from tests.lab.vantage6 import RealServer
 from tests.lab.venvs import VANTAGE6_VERSION, environment, venv
 
 COMMAND_LINE = (f"vantage6=={VANTAGE6_VERSION}",)
-# What the published package asks for in these versions, plus the two it imports without asking. psutil is the one
-# exception: 5.9.0 has no wheel for today's Pythons, and only the metrics, which are off, use it.
+# What the published package asks for, in its versions, plus the two it imports without asking. Only psutil differs,
+# since 5.9.0 has no wheel for Python 3.11; nothing but the metrics uses it, and they are off.
 NODE = (
     *(f"vantage6-{part}=={VANTAGE6_VERSION}" for part in ("client", "algorithm-tools")),
     f"vantage6=={VANTAGE6_VERSION}",
@@ -207,13 +208,13 @@ class PeerNode:
         """Remove the node and everything it made: it names all of it after itself."""
         with contextlib.suppress(NotFound):
             self.container.stop(timeout=STOP_SECONDS)
-        for container in self._client.containers.list(all=True, ignore_removed=True):
-            if container.name.startswith(self._prefix):
-                container.remove(force=True, v=True)
-        for network in self._client.networks.list():
-            if network.name.startswith(self._prefix):
-                network.remove()
-        for volume in self._client.volumes.list():
-            if volume.name.startswith(self._prefix):
-                volume.remove(force=True)
+        for container in self._own(self._client.containers.list(all=True, ignore_removed=True)):
+            container.remove(force=True, v=True)
+        for network in self._own(self._client.networks.list()):
+            network.remove()
+        for volume in self._own(self._client.volumes.list()):
+            volume.remove(force=True)
         self._folder.cleanup()
+
+    def _own(self, things: Sequence[Any]) -> list[Any]:
+        return [thing for thing in things if thing.name.startswith(self._prefix)]

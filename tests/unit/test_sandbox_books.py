@@ -7,7 +7,7 @@ import pytest
 
 from node_agent.domain.secret import Secret
 from node_agent.errors import ConfigError
-from node_agent.sandbox.commands import connection, connection_text
+from node_agent.sandbox.connection import Connection, server_text
 from node_agent.sandbox.server import CollaborationPlan, Credentials, Plan, SandboxServer
 from node_agent.sandbox.server.call import Caller
 from node_agent.sandbox.server.database import Database, Slice
@@ -125,7 +125,7 @@ def test_a_path_with_other_signs_is_refused() -> None:
 
 def test_the_connection_block_has_what_users_and_nodes_need() -> None:
     server = SandboxServer(Plan.of(("north", "south")), port=7601, api_path="")
-    block = connection(server)
+    block = Connection.of(server).as_dict()
     assert (block["url"], block["server_url"], block["port"], block["api_path"]) == (
         "http://127.0.0.1:7601",
         "http://127.0.0.1",
@@ -143,7 +143,7 @@ def test_the_connection_block_has_what_users_and_nodes_need() -> None:
         }
         for name, number in server.organization_ids.items()
     ]
-    text = connection_text(server)
+    text = server_text(Connection.of(server))
     assert "UserClient('http://127.0.0.1', 7601, '')" in text
     assert all(secret.reveal() in text for secret in (*server.passwords.values(), *server.api_keys.values()))
     server.close()

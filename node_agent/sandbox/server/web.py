@@ -153,7 +153,7 @@ class WebApp:
             return Response(error.get_body(), status=error.code, content_type="text/html; charset=utf-8")
         except Exception:
             # the last edge: a bug must not look like an outage
-            log.exception("agent_bug", path=request.path)
+            log.exception("sandbox_bug", path=request.path)
             return _json({"msg": SERVER_BUG}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _carried_out(self, request: Request) -> Response:
