@@ -25,6 +25,7 @@ import docker
 import psutil
 import requests
 
+from node_agent.domain import contract
 from node_agent.domain.container import ContainerLimits, ContainerSpec
 from node_agent.runtime.connection import EngineConnection
 from node_agent.runtime.network import IsolatedNetwork
@@ -140,7 +141,7 @@ def _by_hand(client: docker.DockerClient, agent: AgentProcess, image: str) -> fl
         image_id=client.images.get(image).id or "",
         user=(64198, 64198),
         groups=(),
-        environment={"OUTPUT_FILE": "F52G24A!"},
+        environment={"OUTPUT_FILE": contract.encode("/tmp/output")},
         mounts=(),
         limits=ContainerLimits(cpus=2, memory=4 * GIB, pids=512, tmp_size=GIB, file_size=GIB),
     )
@@ -149,9 +150,11 @@ def _by_hand(client: docker.DockerClient, agent: AgentProcess, image: str) -> fl
         started = time.monotonic()
         made = client.api.create_container_from_config(config, name=spec.name)
         client.api.start(made["Id"])
-        client.api.wait(made["Id"])
-        client.api.logs(made["Id"])
-        return time.monotonic() - started
+        ended = client.api.wait(made["Id"])["StatusCode"]
+        said = client.api.logs(made["Id"])
+        seconds = time.monotonic() - started
+    assert ended == 0, said
+    return seconds
 
 
 @contextlib.contextmanager

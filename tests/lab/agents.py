@@ -120,9 +120,14 @@ class AgentProcess:
             )
 
     def start(self) -> None:
-        """Start the agent and wait until it is online."""
+        """Start the agent and wait until it is online and works."""
         self.launch()
-        self.wait_for("server_online", within=READY_SECONDS)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the machine is proven and the server has said that the node is in."""
+        for event in ("agent_ready", "server_online"):
+            self.wait_for(event, within=READY_SECONDS)
 
     def wait_for(self, event: str, *, within: float, **facts: Any) -> dict[str, Any]:
         """Wait for a log line with that event, and those facts in it, since the last start."""
@@ -240,5 +245,5 @@ def agents_for(
             agent.launch()
             stack.callback(agent.stop)
         for agent in agents.values():
-            agent.wait_for("server_online", within=READY_SECONDS)
+            agent.wait_until_ready()
         yield agents

@@ -13,7 +13,18 @@ ROOT = Path(__file__).parents[2] / "node_agent"
 PACKAGE = "node_agent"
 
 CORE = {"domain", "errors"}
-LOOP = {"agent", "steps", "lister", "availability", "timetable", "pool", "progress", "runlog", "runtable", "sweep"}
+LOOP = {
+    "agent",
+    "steps",
+    "lister",
+    "availability",
+    "timetable",
+    "pool",
+    "progress",
+    "runlog",
+    "runtable",
+    "sweep",
+}
 ADAPTERS = {"server", "runtime", "databases", "store", "proxy"}
 EDGE = {"config", "logs", "service"}
 """What belongs to this process and this machine rather than to runs."""
