@@ -1,7 +1,7 @@
 """Builds the agent from its configuration, starts every thread there is, and ends them in order.
 
 Threads: the control loop is the main thread. Beside it run the step pool, the lister, the engine's events, the socket,
-the proxy's server, and a short-lived one that reads column names. No other module starts one.
+the proxy's server, and short-lived ones for column names and strays; docs/architecture.md maps them all.
 """
 
 import os
