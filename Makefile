@@ -5,7 +5,10 @@
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 PYTHON := .venv/bin/python
 WITH_ENGINE := $(ROOT) $(PYTHON) -m tests.lab.engine run --
-PYTEST := $(PYTHON) -m pytest
+# Tests run in a shuffled order. The seed stands still so that a failure can be repeated; another one
+# (make test SEED=7) looks for tests that lean on each other.
+SEED ?= 1
+PYTEST := $(PYTHON) -m pytest --randomly-seed=$(SEED)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-vantage6 test check fmt unit integration interop bench engine engine-stop install uninstall setup venv prepare clean

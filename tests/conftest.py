@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import structlog
 
 from tests.doubles.clock import ManualClock
 
 NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def _log_as_at_the_start() -> Iterator[None]:
+    """Commands that run inside the test process configure the log for all that follows."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

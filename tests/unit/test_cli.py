@@ -1,13 +1,12 @@
 """The commands: what they call, what they show, and how they end."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-import structlog
 
 from node_agent import cli, screen
 from node_agent.checks import CheckResult, Verdict
@@ -70,12 +69,6 @@ NOTHING = Parts(
     load=giving(SETTINGS), load_place=giving(SETTINGS), run=never, check=never, history=never, sight=never,
     agent=never, ensure_network=never, remove_network=never,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_trace() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def call(*argv: str, **parts: Any) -> int:
