@@ -119,8 +119,10 @@ def test_every_node_is_shown_as_online(workshop: Workshop) -> None:
 def test_a_node_tells_which_databases_it_has(workshop: Workshop) -> None:
     # The columns are read beside the start, so that the node is online before they are known.
     eventually(
-        lambda: {"key": "database_labels", "value": "default"}
-        in workshop.ask("node.get", id_=workshop.server.node_ids["beta"])["config"],
+        lambda: (
+            {"key": "database_labels", "value": "default"}
+            in workshop.ask("node.get", id_=workshop.server.node_ids["beta"])["config"]
+        ),
         within=20,
         what="the server to be told of the database",
     )
