@@ -33,8 +33,9 @@ COPY node_agent /build/node_agent
 RUN ./pip install --quiet --no-deps --prefix /opt/program .
 
 FROM ${BASE}
-RUN command -v nft >/dev/null || { \
-      apt-get update -qq && apt-get install -y -qq --no-install-recommends nftables && rm -rf /var/lib/apt/lists/*; }
+RUN { command -v nft && command -v squid && command -v ssh; } >/dev/null || { \
+      apt-get update -qq && apt-get install -y -qq --no-install-recommends nftables squid openssh-client && \
+      rm -rf /var/lib/apt/lists/*; }
 # Not a number that distributions give out: on the host it must not be anybody.
 ARG UID=64197
 RUN groupadd --gid ${UID} node-agent && \

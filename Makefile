@@ -11,7 +11,7 @@ SEED ?= 1
 PYTEST := $(PYTHON) -m pytest --randomly-seed=$(SEED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit integration interop bench engine engine-stop install uninstall setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit integration interop bench same-results engine engine-stop install uninstall setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ interop: prepare ## tests against the real vantage6 server, client and algorithm
 
 bench: setup ## an empty run: our agent, vantage6's own node, docker run (ARGS=--json)
 	@$(WITH_ENGINE) $(PYTHON) -m tests.bench.compare $(ARGS)
+
+same-results: setup ## analyses on three of our nodes and three of vantage6's own give the same bytes
+	@$(WITH_ENGINE) $(PYTHON) -m tests.bench.same_results
 
 engine: setup ## start a Docker engine and leave it running
 	@$(ROOT) $(PYTHON) -m tests.lab.engine start

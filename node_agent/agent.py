@@ -30,8 +30,8 @@ from node_agent.domain.messages import (
     SweepDone,
     TaskHinted,
 )
-from node_agent.domain.ports import Channel, Clock, Journal
-from node_agent.domain.run import Outcome, Run, State
+from node_agent.domain.ports import Channel, Clock, Journal, LiveLogs
+from node_agent.domain.run import Outcome, Run, State, Status
 from node_agent.domain.task import TaskId
 from node_agent.errors import DiskFull, NodeAgentError
 from node_agent.progress import Progress
@@ -48,6 +48,7 @@ OBSERVE_SECONDS = 5.0
 SWEEP_SECONDS = 600.0
 HEARTBEAT_SECONDS = 300.0
 PRESENCE_SECONDS = 1.0
+LIVE_LOG_SECONDS = 1.0
 GRACE_SECONDS = 10.0  # for steps in flight when the agent is asked to stop
 
 
@@ -78,6 +79,8 @@ class Hands:
     """Remove containers and folders that belong to no open run; a SweepDone comes back."""
     show: Callable[[Snapshot], None]
     """Write the sign of life."""
+    live_logs: LiveLogs | None = None
+    """The logs of running algorithms; None when the owner does not share them while a run goes on."""
 
 
 class Agent:
@@ -122,6 +125,7 @@ class Agent:
                 self._sweep: SWEEP_SECONDS,
                 self._heartbeat: HEARTBEAT_SECONDS,
                 self._show: PRESENCE_SECONDS,
+                self._pass_logs_on: LIVE_LOG_SECONDS,
             },
             start=clock.monotonic(),
         )
@@ -272,6 +276,23 @@ class Agent:
     def _look_at_running(self) -> None:
         """Limits on time and disk need a look even when the engine has nothing to say."""
         self._progress.make_due_where(lambda run: run.state is State.RUNNING)
+
+    def _pass_logs_on(self) -> None:
+        """Send what running algorithms wrote, about once a second.
+
+        Not before the server knows that a run is active: that call erases what was sent. Not after the algorithm ended:
+        the whole log is on its way then.
+        """
+        if self._hands.live_logs is None or not self._online:
+            return
+        spoken_of = {
+            run.id: run
+            for run in self._runs
+            if run.state is State.RUNNING and run.announced is Status.ACTIVE and run.ending is None
+        }
+        for piece in self._hands.live_logs.keep_up(spoken_of.values()):
+            self._channel.tell_log(spoken_of[piece.run_id], piece)
+            self._progress.hold_report(piece.run_id)
 
     def _sweep(self) -> None:
         self._swept = True

@@ -6,17 +6,20 @@ the proxy's server, and short-lived ones for column names and strays; docs/archi
 
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
 from node_agent import __version__, service
+from node_agent.admission import Admission
 from node_agent.agent import HEARTBEAT_SECONDS, Agent, Hands, Snapshot
 from node_agent.availability import Availability
 from node_agent.config import Settings
@@ -35,18 +38,29 @@ from node_agent.domain.messages import (
     SubtaskCreated,
     SweepDone,
 )
-from node_agent.domain.ports import NodeIdentity
+from node_agent.domain.policy import shared
+from node_agent.domain.ports import LiveLogs
 from node_agent.domain.run import RunId
+from node_agent.domain.runlogs import LogMask
+from node_agent.domain.verdict import NAMES_NOT_TOLD, has_user_names
+from node_agent.encryption import join, own_key
 from node_agent.errors import ConfigError, EngineUnreachable, Transient
+from node_agent.following import FollowedLogs, log_mask_of
 from node_agent.lister import Lister
+from node_agent.openings import gates_of
+from node_agent.payload.chunks import base64_length
+from node_agent.payload.keys import PrivateKey
 from node_agent.pool import StepPool
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer, Sealer
 from node_agent.proxy.server import ProxyServer
+from node_agent.proxy.spool import Spool
 from node_agent.runtable import RunTable
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
 from node_agent.server.exchange import Exchange
 from node_agent.server.listener import SocketListener
+from node_agent.server.stores import HttpStores, open_exchange_for
 from node_agent.server.tokens import Tokens
 from node_agent.site import Site
 from node_agent.steps import Ports, StepSettings
@@ -64,6 +78,9 @@ REGISTRY_PATIENCE_SECONDS = 6.0
 SPARE_THREADS = 4
 """Step threads beyond one per slot: reports, kills and removals do not wait for pulls."""
 PROGRESS_SECONDS = 10.0
+AROUND_BODY = 1 << 20
+BODIES_ON_DISK = 8
+"""So many of the largest bodies may be on their way through the proxy; one container may have half of them."""
 WATCH_AGAIN_SECONDS = 2.0
 
 
@@ -147,6 +164,8 @@ class Application:
         self._notifier = service.notifier(os.environ)
         self._node_name = ""
         self._runs = RunTable()
+        self._log_mask = log_mask_of(settings)
+        self._key = own_key(settings)
         _prepare_state_dir(settings)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
         self._journal = SqliteJournal(settings.state_dir)
@@ -154,15 +173,21 @@ class Application:
         self._folders = DiskRunFolders(settings.state_dir, user=settings.container_user)
         self._catalog = Catalog(settings.databases, agent=this_agent())
         self._site = Site.of(settings)
+        self._gates = gates_of(settings, self._site, asked=self._runs.asks_for)
         exchange = Exchange(ServerAddress.of(settings.server.url, ca_bundle=settings.server.ca_bundle))
         self._tokens = Tokens(exchange, settings.server.api_key)
         self._address = exchange.address
-        self._server = HttpServer(exchange, self._tokens)
+        self._server = HttpServer(exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers"))
         stack.callback(self._server.close)
+        self._proxy_spool = Spool(
+            settings.state_dir / "proxy", total=BODIES_ON_DISK * _largest_body(settings)
+        )
         self._proxy_app = ProxyApp(
             forward=self._server.forward,
             run_of_token=self._runs.run_of_token,
             on_subtask=lambda run_id: self._post(SubtaskCreated(run_id)),
+            spool=self._proxy_spool,
+            max_body=_largest_body(settings),
         )
 
     def run(self) -> None:
@@ -191,7 +216,8 @@ class Application:
     def _go_online(self) -> None:
         self._identity = self._server.identify()
         self._node_name = self._identity.node_name
-        _check_encryption(self._identity)
+        join(self._identity, self._key, self._server)
+        self._proxy_app.seal_with(_sealer(self._key, self._server))
         # What the server has to say waits in the mailbox until the machine is proven fit.
         self._listener = SocketListener(self._address, self._tokens, self._identity, self._post)
         self._listener.start()
@@ -200,15 +226,19 @@ class Application:
     def _prepare_site(self) -> None:
         prepared = self._site.prepare()
         proxy = ProxyServer(
-            self._proxy_app, address=prepared.network.gateway, port=self._settings.network.proxy_port
+            self._proxy_app,
+            address=prepared.network.gateway,
+            port=self._settings.network.proxy_port,
+            spool=self._proxy_spool,
+            max_body=_largest_body(self._settings),
         )
-        proxy.start()
-        try:
+        with ExitStack() as stack:
+            stack.callback(proxy.stop)
+            proxy.start()
+            stack.callback(self._gates.stop)
+            self._gates.start(prepared.network)
             self._site.prove(prepared)
-        except BaseException:
-            proxy.stop()
-            raise
-        self._stack.callback(proxy.stop)
+            self._stack.callback(stack.pop_all().close)
 
     def _build_agent(self) -> None:
         slots = self._settings.limits.concurrent_runs
@@ -217,8 +247,11 @@ class Application:
             runtime=self._site.engine,
             folders=self._folders,
             databases=self._catalog,
+            admission=self._admission(),
             clock=self._clock,
-            settings=_step_settings(self._settings),
+            settings=_step_settings(
+                self._settings, log_mask=self._log_mask, node_id=self._identity.node_id
+            ),
             wanted=self._runs.is_wanted,
             progress=_throttled_progress(self._post, self._clock),
         )
@@ -240,11 +273,38 @@ class Application:
                 list_runs=self._lister.ask,
                 sweep=lambda: _in_background(self._sweep, name="sweep"),
                 show=self._show,
+                live_logs=self._live_logs(),
             ),
             clock=self._clock,
             concurrent_runs=slots,
         )
         self._agent.load()
+
+    def _admission(self) -> Admission:
+        policy, server = self._settings.policy, self._settings.server
+        if has_user_names(policy):
+            log.warning("user_names_not_told", rule="policy.users", reason=NAMES_NOT_TOLD)
+        return Admission(
+            policy=policy,
+            own_organization_id=self._identity.organization_id,
+            server=self._server,
+            stores=HttpStores(
+                self._tokens, server_url=server.url, open_exchange=open_exchange_for(server.ca_bundle)
+            ),
+            folders=self._folders,
+            clock=self._clock,
+        )
+
+    def _live_logs(self) -> LiveLogs | None:
+        if not self._settings.share.live_logs:
+            return None
+        return FollowedLogs(
+            runtime=self._site.engine,
+            folders=self._folders,
+            mask=self._log_mask,
+            limit=self._settings.limits.log_size,
+            clock=self._clock,
+        )
 
     def _start_threads(self) -> None:
         self._pool.start()
@@ -279,6 +339,7 @@ class Application:
         try:
             # Whoever reloads the machine's firewall drops our rule with all others.
             self._site.prepare()
+            self._gates.refresh()
             removed = sweep(
                 runtime=self._site.engine,
                 folders=self._folders,
@@ -307,11 +368,16 @@ class Application:
             return
         facts = node_facts(
             self._settings.databases,
-            read_columns(self._settings.databases).found,
-            algorithms=self._settings.algorithms,
+            read_columns(self._settings.databases).found if self._settings.share.columns else {},
+            policy=self._shared_policy(),
             encrypted=self._identity.encrypted,
         )
         self._post(NodeFactsReady(facts))
+
+    def _shared_policy(self) -> dict[str, object]:
+        if not self._settings.share.policy:
+            return {}
+        return shared(self._settings.policy, own_organization_id=self._identity.organization_id)
 
     def _show(self, snapshot: Snapshot) -> None:
         self._notifier.status(_in_one_line(snapshot))
@@ -350,22 +416,33 @@ def _check_databases(settings: Settings) -> None:
         raise ConfigError("Algorithms could not read every database.", faults=found)
 
 
-def _check_encryption(identity: NodeIdentity) -> None:
-    if identity.encrypted:
-        raise ConfigError(
-            f"The collaboration '{identity.collaboration_name}' is encrypted, and this version has no encryption yet.",
-            hint="Use this agent in an unencrypted collaboration.",
-        )
+def _fresh_folder(settings: Settings, name: str) -> Path:
+    """Give a folder for what is thrown away, without what a power cut left in it."""
+    folder = settings.state_dir / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _sealer(key: PrivateKey | None, server: HttpServer) -> Sealer:
+    return PlainSealer() if key is None else EnvelopeSealer(key, server.keys.of)
+
+
+def _largest_body(settings: Settings) -> int:
+    """Say what may pass the proxy at once: what a run may write, as text, and what stands around it."""
+    return base64_length(settings.limits.output_size) + AROUND_BODY
 
 
 def _in_background(action: Callable[[], None], *, name: str) -> None:
     threading.Thread(target=action, name=name, daemon=True).start()
 
 
-def _step_settings(settings: Settings) -> StepSettings:
+def _step_settings(settings: Settings, *, log_mask: LogMask, node_id: int) -> StepSettings:
     return StepSettings(
+        log_mask=log_mask,
+        log_sharing=settings.share.algorithm_logs,
+        extras=settings.extras,
+        node_id=node_id,
         node_name=settings.name,
-        algorithms=settings.algorithms,
         pull=settings.images.pull,
         relaxations=settings.relaxations,
         user=settings.container_user,
@@ -376,6 +453,8 @@ def _step_settings(settings: Settings) -> StepSettings:
         run_time=settings.limits.run_time,
         registry_patience=REGISTRY_PATIENCE_SECONDS,
         proxy_port=settings.network.proxy_port,
+        egress_port=settings.egress_port,
+        entrances=settings.entrances,
     )
 
 

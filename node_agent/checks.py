@@ -3,7 +3,7 @@
 Pure: facts in, verdicts out. Must not look at anything itself; commands.py gathers the facts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from node_agent.config import LimitsSection
 from node_agent.domain.database import Database
+from node_agent.domain.patterns import is_open
+from node_agent.domain.policy import Policy
 from node_agent.domain.ports import NodeIdentity
+from node_agent.domain.verdict import NAMES_NOT_TOLD, has_user_names
 from node_agent.errors import ConfigError, NodeAgentError
 
 OLDEST_ENGINE: Final = (20, 10)
@@ -225,29 +228,73 @@ def judge_databases(databases: Sequence[Database]) -> list[CheckResult]:
     return [_warning("databases", "none configured", "List the sources algorithms may read under databases.")]
 
 
-def judge_policy(rules: Sequence[str]) -> CheckResult:
-    """Judge the list of allowed algorithms."""
-    if not rules:
-        return _warning(
-            "policy", "no algorithm is allowed, so nothing runs", "List images under policy.algorithms."
+def judge_policy(policy: Policy) -> CheckResult:
+    """Judge the owner's rules: does anything run, and is anything more open than it may seem."""
+    doubts = tuple(_doubts(policy))
+    entries = len(policy.algorithms or ()) + len(policy.stores or ())
+    found = f"{entries} entries for images and stores"
+    if not doubts:
+        return _fine("policy", found)
+    return CheckResult(
+        name="policy",
+        verdict=Verdict.WARNING,
+        found=found,
+        todo="Ask what would happen to a task: node-agent policy explain -c FILE --image IMAGE",
+        faults=doubts,
+    )
+
+
+def _doubts(policy: Policy) -> Iterator[str]:
+    yield from _doubts_about_sources(policy)
+    for name, listed in (("users", policy.users), ("organizations", policy.organizations)):
+        if listed == ():
+            yield f"policy.{name} is an empty list: nobody may ask, so nothing runs"
+    if has_user_names(policy):
+        yield f"policy.users holds names: {NAMES_NOT_TOLD}"
+    if policy.restrictions and any(map(is_open, policy.algorithms or ())):
+        yield (
+            "policy.restrict means images by their name, and policy.algorithms allows every registry: the same content "
+            "may come under another name"
         )
-    if "*" in rules:
-        return _warning(
-            "policy", "every image may run (`*`)", "Name the images you have approved in policy.algorithms."
-        )
-    return _fine("policy", f"{len(rules)} rules for algorithm images")
+
+
+def _doubts_about_sources(policy: Policy) -> Iterator[str]:
+    sources = (("algorithms", policy.algorithms), ("algorithm_stores", policy.stores))
+    if all(listed is None for _, listed in sources):
+        yield "neither policy.algorithms nor policy.algorithm_stores is set: nothing runs"
+    for name, listed in sources:
+        if listed == ():
+            yield f"policy.{name} is an empty list: it allows nothing"
+        for pattern in listed or ():
+            if is_open(pattern):
+                yield f"policy.{name}: {pattern} says nothing about where an image or a store is from"
+            if pattern.startswith("http://"):
+                yield f"policy.{name}: {pattern} is not https, and the node's token is sent to the store"
 
 
 def judge_identity(identity: NodeIdentity) -> CheckResult:
     """Judge who this node is at the server."""
     who = f"{identity.node_name} of {identity.organization_name} in {identity.collaboration_name}"
-    if identity.encrypted:
-        return _fail(
-            "server",
-            f"{who}: this collaboration is encrypted, which is not supported yet",
-            "Use an unencrypted collaboration with this version.",
-        )
     return _fine("server", who)
+
+
+def judge_gate(name: str, found: str, *, fine: bool = False) -> CheckResult:
+    """Say that a way out of the isolated network works, or what about it deserves a look."""
+    return _fine(name, found) if fine else _warning(name, found, "")
+
+
+def key_fine(path: Path, fingerprint: str) -> CheckResult:
+    """Say that the private key could be read."""
+    return _fine("key", f"{fingerprint} in {path}")
+
+
+def encryption_fine(published: str | None) -> CheckResult:
+    """Say that key and collaboration fit; *published* is the server's key, empty when it has none yet."""
+    if published is None:
+        return _fine("encryption", "this collaboration is not encrypted, and this node has no key")
+    if published:
+        return _fine("encryption", f"the server has the public key that fits, {published}")
+    return _fine("encryption", "the server has no public key yet; the next start uploads it")
 
 
 def judge_clock(server: float | None, here: float) -> CheckResult:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from node_agent import __version__, screen
+from node_agent.config_commands import config as config_group
 from node_agent.errors import AccessDenied, ConfigError, NodeAgentError, Transient
 from node_agent.sandbox.commands import sandbox
 
@@ -50,6 +51,20 @@ _config_option = click.option(
     help="The configuration of this agent.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
+
+
+class _Digest(click.ParamType[str]):
+    """The digest of an image's content."""
+
+    name = "sha256:…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is no digest."""
+        from node_agent.domain.policy import DIGEST
+
+        if not DIGEST.match(str(value)):
+            self.fail("a digest is `sha256:` and 64 hexadecimal digits", param, ctx)
+        return str(value)
 
 
 def _verbatim(*lines: str) -> str:
@@ -253,6 +268,122 @@ def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
 
 
 @commands.group()
+def key() -> None:
+    """Make, show or upload the organization's key.
+
+    The RSA key of encrypted collaborations. All nodes and users of an organization share one: make it once, and copy it.
+    """
+
+
+@key.command(
+    epilog=_examples(
+        "key create -c /etc/node-agent/alpha.yaml",
+        "key create -c /etc/node-agent/alpha.yaml --out /etc/node-agent/alpha.pem",
+    )
+)
+@_config_option
+@click.option(
+    "--out",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Write here, not to encryption.private_key.",
+)
+@click.pass_obj
+def create(parts: "Parts", config: Path, *, out: Path | None) -> None:
+    """Make the organization's first private key.
+
+    It goes to a new file that only its owner may read; nothing is overwritten.
+    """
+    made = parts.create_key(parts.load_place(config), out)
+    click.echo("\n".join(screen.new_key_lines(made)))
+
+
+@key.command(
+    epilog=_examples(
+        "key show -c /etc/node-agent/alpha.yaml", "key show -c /etc/node-agent/alpha.yaml --json"
+    )
+)
+@_config_option
+@_json_option
+@click.pass_obj
+def show(parts: "Parts", config: Path, *, as_json: bool) -> None:
+    """Show the public part and its fingerprint.
+
+    Two people who see the same fingerprint have the same key.
+    """
+    found = parts.show_key(parts.load_place(config))
+    click.echo(screen.as_json(screen.key_facts(found)) if as_json else "\n".join(screen.key_lines(found)))
+
+
+@key.command(
+    epilog=_examples(
+        "key upload -c /etc/node-agent/alpha.yaml", "key upload -c /etc/node-agent/alpha.yaml --replace"
+    )
+)
+@_config_option
+@click.option("--replace", is_flag=True, help="Also when the server has another key.")
+@click.pass_obj
+def upload(parts: "Parts", config: Path, *, replace: bool) -> None:
+    """Give the server the public part.
+
+    A start does this by itself when the server has no key. After --replace, other nodes and users of the organization can
+    read nothing new until they have the same private key. Exit code 78 when the server has another key, and --replace is
+    not given.
+    """
+    settings = parts.load(config)
+    done = parts.replace_key(settings) if replace else parts.upload_key(settings)
+    click.echo("\n".join(screen.upload_lines(done)))
+
+
+@commands.group()
+def policy() -> None:
+    """Ask the owner's policy.
+
+    What it would say of a task, and why.
+    """
+
+
+@policy.command(
+    epilog=_examples(
+        "policy explain -c /etc/node-agent/alpha.yaml --image registry.example.org/approved/average:1.0",
+        "policy explain -c /etc/node-agent/alpha.yaml --image x/y --user 3 --organization 2 --method partial_average",
+    )
+)
+@_config_option
+@_json_option
+@click.option("--image", required=True, help="The image, as a task names it.")
+@click.option("--digest", type=_Digest(), help="The digest of the content that would run.")
+@click.option("--user", metavar="ID", help="Who asks, by id or name.")
+@click.option("--organization", metavar="ID", help="Whose user asks, by id or name.")
+@click.option(
+    "--own-organization", type=click.IntRange(min=1), metavar="ID", help="This node's own organization."
+)
+@click.option("--method", help="The method that is called.")
+@click.option("--database", "databases", multiple=True, help="A label that is asked for; '' for none.")
+@click.option("--store", metavar="URL", help="The algorithm store the task names.")
+@click.pass_obj
+def explain(parts: "Parts", /, config: Path, *, as_json: bool, databases: tuple[str, ...], **known: Any) -> None:
+    """Say what would happen to a task, and why.
+
+    Every rule in order with what it finds, then the verdict. No server, store or registry is asked: what is not told by
+    an option is not known. Exit code 0 when the task would be allowed for sure, 1 when it would be refused or when the
+    answer depends on something unknown.
+    """
+    from node_agent import explaining
+    from node_agent.domain.verdict import Answer
+
+    labels = tuple(label for label in databases if label) if databases else None
+    question = explaining.Question(databases=labels, **known)
+    verdict = explaining.explain(parts.load_place(config).policy, question)
+    if as_json:
+        click.echo(screen.as_json(explaining.as_dict(verdict, question)))
+    else:
+        click.echo("\n".join(screen.plain(line) for line in explaining.lines(verdict)))
+    if verdict.answer is not Answer.YES:
+        raise click.exceptions.Exit(EXIT_FAILING)
+
+
+@commands.group()
 def network() -> None:
     """Set up or remove the isolated network.
 
@@ -280,6 +411,7 @@ def remove(parts: "Parts", config: Path) -> None:
 
 # the words of these commands only; their parts are imported when they are called, like all others
 commands.add_command(sandbox)
+commands.add_command(config_group)
 
 
 class _Lazy:

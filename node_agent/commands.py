@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,7 +20,10 @@ from node_agent.config import ANY_MACHINE, Settings, load
 from node_agent.errors import NodeAgentError
 
 if TYPE_CHECKING:
+    from node_agent.domain.ports import NodeIdentity
+    from node_agent.encryption import KeyFacts, Upload
     from node_agent.server.address import ServerAddress
+    from node_agent.server.client import HttpServer
     from node_agent.service import RunningAgent
     from node_agent.store.presence import Sighting
 
@@ -39,6 +42,11 @@ class Parts:
     history: Callable[[Path, int], list[dict[str, Any]]]
     sight: Callable[[Path], "Sighting"]
     agent: Callable[[int], "RunningAgent"]
+    create_key: Callable[[Settings, Path | None], "KeyFacts"]
+    show_key: Callable[[Settings], "KeyFacts"]
+    upload_key: Callable[[Settings], "Upload"]
+    replace_key: Callable[[Settings], "Upload"]
+    """Like upload_key, whatever the server has."""
     ensure_network: Callable[[Settings], str]
     remove_network: Callable[[Settings], str]
 
@@ -76,6 +84,39 @@ def hold_agent(pid: int) -> "RunningAgent":
     return RunningAgent(pid)
 
 
+# --- keys ------------------------------------------------------------------------------------------------------
+
+
+def create_key(settings: Settings, out: Path | None) -> "KeyFacts":
+    """Make a private key."""
+    from node_agent import encryption
+
+    return encryption.create_key(settings, out)
+
+
+def show_key(settings: Settings) -> "KeyFacts":
+    """Read the public part of the key."""
+    from node_agent import encryption
+
+    return encryption.show_key(settings)
+
+
+def upload_key(settings: Settings) -> "Upload":
+    """Give the server the public key, unless it has another one."""
+    from node_agent import encryption
+
+    _quiet()
+    return encryption.upload_key(settings)
+
+
+def replace_key(settings: Settings) -> "Upload":
+    """Give the server the public key, whatever it has."""
+    from node_agent import encryption
+
+    _quiet()
+    return encryption.replace_key(settings)
+
+
 # --- network ---------------------------------------------------------------------------------------------------
 
 
@@ -109,9 +150,11 @@ def check(settings: Settings, skipped: Sequence[str]) -> Iterator[CheckResult]:
     pid = sight(settings.state_dir).pid
     yield from _check_place(settings)
     yield checks.judge_agent(pid)
-    yield checks.judge_policy(settings.algorithms)
+    yield checks.judge_policy(settings.policy)
     yield from _check_databases(settings)
     yield from _check_engine(settings, pid)
+    yield from _check_gates(settings)
+    yield from _check_key(settings)
     if "server" not in skipped:
         yield from _check_server(settings)
 
@@ -145,6 +188,19 @@ def _check_databases(settings: Settings) -> Iterator[CheckResult]:
         yield checks.judge_database(database, fault_of(database, uid=uid, gid=gid, agent=this_agent()))
 
 
+def _check_key(settings: Settings) -> Iterator[CheckResult]:
+    from node_agent.encryption import show_key
+
+    if settings.private_key is None:
+        return
+    try:
+        facts = show_key(settings)
+    except NodeAgentError as error:
+        yield checks.failed("key", error)
+    else:
+        yield checks.key_fine(facts.file, facts.public.fingerprint)
+
+
 def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
     from node_agent.runtime.connection import EngineConnection
 
@@ -156,10 +212,27 @@ def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
         yield checks.skipped("isolation", "the engine does not answer")
         return
     yield from checks.judge_engine(facts, settings.limits)
+    yield from _check_images(settings, facts)
     if pid is not None:
         yield checks.skipped("isolation", "the running agent has proven it at its start")
         return
     yield from _check_isolation(settings)
+
+
+def _check_images(settings: Settings, facts: Mapping[str, Any]) -> Iterator[CheckResult]:
+    from node_agent import imagechecks
+    from node_agent.runtime.connection import EngineConnection
+
+    yield from imagechecks.judge_gpus(facts, settings.extras.gpu)
+    connection = EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS)
+    yield from imagechecks.check_logins(settings, connection)
+
+
+def _check_gates(settings: Settings) -> Iterator[CheckResult]:
+    from node_agent import openings
+    from node_agent.site import Site
+
+    yield from openings.check(settings, Site.of(settings))
 
 
 def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
@@ -173,8 +246,8 @@ def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
         yield checks.judge_firewall(
             loaded=prepared.firewall.loaded, reason=prepared.firewall.reason, accepted=accepting
         )
-        # no proxy listens while no agent runs
-        plan = replace(site.plan(prepared), proxy_port=None)
+        # neither proxy nor gates listen while no agent runs
+        plan = replace(site.plan(prepared), proxy_port=None, gates=())
         report = probe_isolation(site.connection, site.engine, prepared.network, plan)
     except NodeAgentError as error:
         yield checks.failed("isolation", error)
@@ -195,13 +268,36 @@ def _check_server(settings: Settings) -> Iterator[CheckResult]:
     exchange = Exchange(ServerAddress.of(settings.server.url, ca_bundle=settings.server.ca_bundle))
     server = HttpServer(exchange, Tokens(exchange, settings.server.api_key))
     try:
-        yield checks.judge_identity(server.identify())
+        identity = server.identify()
+        yield checks.judge_identity(identity)
+        yield from _check_encryption(settings, identity, server)
     except NodeAgentError as error:
         yield checks.failed("server", error, todo="Check server.url, and that this machine may reach it.")
         return
     finally:
         server.close()
     yield checks.judge_clock(_server_time(exchange.address), time.time())
+
+
+def _check_encryption(
+    settings: Settings, identity: "NodeIdentity", server: "HttpServer"
+) -> Iterator[CheckResult]:
+    from node_agent.encryption import check_encryption, own_key
+    from node_agent.server.keys import KeyState, different_key
+
+    try:
+        key = own_key(settings)
+        check_encryption(identity, key)
+        if key is None:
+            yield checks.encryption_fine(None)
+            return
+        published = server.keys.published(identity.organization_id)
+        state = published.state(key.public)
+        if state is KeyState.DIFFERENT:
+            raise different_key(key.public, published)
+        yield checks.encryption_fine(str(published) if state is KeyState.SAME else "")
+    except NodeAgentError as error:
+        yield checks.failed("encryption", error)
 
 
 def _server_time(address: "ServerAddress") -> float | None:
@@ -226,6 +322,10 @@ PARTS: Final = Parts(
     history=history,
     sight=sight,
     agent=hold_agent,
+    create_key=create_key,
+    show_key=show_key,
+    upload_key=upload_key,
+    replace_key=replace_key,
     ensure_network=ensure_network,
     remove_network=remove_network,
 )

@@ -10,9 +10,11 @@ knows how an error is shown: the command line chooses the exit code by class, th
         ServerUnreachable
         EngineUnreachable
         RegistryUnreachable
+        StoreUnreachable
+        BlobUnreadable
         DiskFull
       RunFailed              the researcher: the run is over and the text says why
-        NotAllowed, ImageMissing, DatabaseMissing, InputUnreadable,
+        NotAllowed, ImageMissing, DatabaseMissing, InputUnreadable, KeyMissing,
         StartFailed, OutputTooLarge, TimeLimit, ContainerLost
       RunClosed              nobody: the server has already closed the run
       IllegalTransition      we do: a bug
@@ -63,6 +65,14 @@ class RegistryUnreachable(Transient):
     """The image registry does not answer."""
 
 
+class StoreUnreachable(Transient):
+    """The algorithm store does not answer."""
+
+
+class BlobUnreadable(Transient):
+    """What should lie in the server's blob store is not there now, or came damaged."""
+
+
 class DiskFull(Transient):
     """The state directory cannot take another byte."""
 
@@ -93,6 +103,10 @@ class DatabaseMissing(RunFailed):
 
 class InputUnreadable(RunFailed):
     """What the server sent for this run cannot be understood."""
+
+
+class KeyMissing(RunFailed):
+    """An organization has no public key that anything could be encrypted for."""
 
 
 class StartFailed(RunFailed):

@@ -5,7 +5,8 @@ nor the journal ever holds one. It decides nothing: what a listing means is the 
 """
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import structlog
@@ -14,7 +15,7 @@ from node_agent.domain.messages import ListingFailed, Message, RunsListed
 from node_agent.domain.ports import Clock, OpenRun, RunFolders, Server
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import NodeAgentError, Transient
+from node_agent.errors import InputUnreadable, NodeAgentError, Transient
 
 log = structlog.get_logger()
 
@@ -58,7 +59,9 @@ class Lister:
         self._waiting.discard(task_id)
         asked_at = self._clock.monotonic()
         try:
-            runs = tuple(self._without_inputs(self._server.open_runs(task_id)))
+            # closed, so that what it keeps on disk is gone also when an input could not be stored
+            with closing(self._server.open_runs(task_id)) as listed:
+                runs = tuple(self._without_input(run) for run in listed)
         except NodeAgentError as error:
             self._post(ListingFailed(error, task_id))
         except Exception as error:
@@ -68,8 +71,12 @@ class Lister:
         else:
             self._post(RunsListed(runs, complete=task_id is _EVERYTHING, asked_at=asked_at))
 
-    def _without_inputs(self, runs: Iterator[OpenRun]) -> Iterator[OpenRun]:
-        for run in runs:
-            if not run.fault and not self._is_open(run.id):
-                self._folders.store_input(run.id, run.input)
-            yield replace(run, input=b"")
+    def _without_input(self, run: OpenRun) -> OpenRun:
+        """Store the input of a run that is new here; what lies in a blob store is fetched once the run is admitted."""
+        if run.fault or run.input_blob is not None or self._is_open(run.id):
+            return replace(run, input=())
+        try:
+            self._folders.store_input(run.id, run.input)
+        except InputUnreadable as error:
+            return replace(run, input=(), fault=str(error))
+        return replace(run, input=())

@@ -20,6 +20,7 @@ from node_agent.runtable import RunTable
 log = structlog.get_logger()
 
 MAX_BACKOFF_SECONDS = 30.0
+SETTLE_SECONDS = 1.0
 
 _ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "stop", "remove"})
 """Steps that end well only when the engine answered."""
@@ -53,6 +54,7 @@ class Progress:
         self._retries: dict[RunId, int] = {}
         self._suspects: set[RunId] = set()
         self._quiet: set[RunId] = set()
+        self._report_after: dict[RunId, float] = {}
         self.ended = 0
         """Runs ended since the start."""
 
@@ -87,6 +89,8 @@ class Progress:
         ):
             run = self._runs[run_id]
             step = self._choose(run)
+            if step == "report" and now < self._report_after.get(run_id, now):
+                continue
             if step == "admit":
                 if free <= 0 or (draining and not self._is_awaited(run)):
                     continue
@@ -217,7 +221,7 @@ class Progress:
         self.ended += 1
         self._ended_at[run.id] = self._clock.monotonic()
         self._runs.drop(run.id)
-        for known in (self._learned_at, self._due, self._retries):
+        for known in (self._learned_at, self._due, self._retries, self._report_after):
             known.pop(run.id, None)
         self._quiet.discard(run.id)
         self._suspects.discard(run.id)
@@ -227,6 +231,10 @@ class Progress:
         if self._runs.is_open(run_id):
             at = self._clock.monotonic() + after
             self._due[run_id] = min(at, self._due.get(run_id, at))
+
+    def hold_report(self, run_id: RunId) -> None:
+        """Let the server take in what was just sent of a run's log: coming late, it would replace the final one."""
+        self._report_after[run_id] = self._clock.monotonic() + SETTLE_SECONDS
 
     def try_everything_again(self) -> None:
         """Forget every pause: what was away is back."""
@@ -256,6 +264,7 @@ class Progress:
             task=listed.task,
             received_at=self._clock.now(),
             fault=listed.fault,
+            input_blob=listed.input_blob,
             announced=listed.status,
         )
         if not self._entered(run, listed, asked_at=asked_at):

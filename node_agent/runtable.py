@@ -36,6 +36,15 @@ class RunTable:
         """Find the living run a container token belongs to."""
         return self._tokens.get(token_hash)
 
+    def asks_for(self, run_id: RunId, label: str) -> bool:
+        """Tell whether the run is here, goes on, and asked for the database *label*."""
+        run = self._runs.get(run_id)
+        return (
+            run is not None
+            and run.ending is None
+            and any(request.label == label for request in run.task.databases)
+        )
+
     # --- what the control thread asks and does ----------------------------------------------------------------
 
     def __len__(self) -> int:

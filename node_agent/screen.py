@@ -170,3 +170,51 @@ def mark(verdict: str) -> str:
     """Give the sign of a verdict, in colour where there is colour."""
     sign, colour = _SIGNS[verdict]
     return click.style(sign, fg=colour)
+
+
+# --- keys -----------------------------------------------------------------------------------------------------
+
+
+def key_facts(found: Any) -> dict[str, str]:
+    """Give the public part of a key for another program."""
+    return {
+        "file": str(found.file),
+        "fingerprint": found.public.fingerprint,
+        "public_key": found.public.wire,
+    }
+
+
+def key_lines(found: Any) -> list[str]:
+    """Show the public part of a key, as the server keeps it."""
+    return [
+        f"private key  {plain(found.file)}",
+        f"fingerprint  {found.public.fingerprint}",
+        "public key, as the server keeps it:",
+        found.public.wire,
+    ]
+
+
+def new_key_lines(made: Any) -> list[str]:
+    """Show a key that was just made, and say what to do with it."""
+    line = f"→ Name it in the configuration: encryption.private_key: {plain(made.file)}"
+    name_it = [] if made.in_configuration else [line]
+    return [
+        f"A new private key is in {plain(made.file)}; only its owner may read it.",
+        f"fingerprint  {made.public.fingerprint}",
+        *name_it,
+        "→ Let the agent's user own the file, and keep a copy in a safe place: without it, results cannot be read.",
+        "→ Give the same file to all nodes and users of the organization.",
+        "→ The agent uploads the public part at its next start; `node-agent key upload` does it now.",
+    ]
+
+
+def upload_lines(done: Any) -> list[str]:
+    """Show what the server has now."""
+    if done.before.key == done.own:
+        return [f"The server has this public key already: {done.own.fingerprint}"]
+    if str(done.before) == "none":
+        return [f"The server has the public key now: {done.own.fingerprint}"]
+    return [
+        f"The server has the public key now: {done.own.fingerprint}",
+        f"It replaces:                        {plain(done.before)}",
+    ]

@@ -6,10 +6,18 @@ import structlog
 
 from node_agent.config import Settings
 from node_agent.errors import ConfigError
+from node_agent.runtime.addresses import Addresses
 from node_agent.runtime.connection import EngineConnection
 from node_agent.runtime.engine import DockerEngine
-from node_agent.runtime.network import IsolatedNetwork, PreparedNetwork, prepare_network, remove_network
+from node_agent.runtime.network import (
+    IsolatedNetwork,
+    PreparedNetwork,
+    network_name,
+    prepare_network,
+    remove_network,
+)
 from node_agent.runtime.probe import Check, ProbePlan, probe_isolation
+from node_agent.runtime.registries import RegistryAccounts
 
 log = structlog.get_logger()
 
@@ -28,14 +36,29 @@ class Site:
         """Build the site of a configuration; nothing is touched yet."""
         connection = EngineConnection(settings.docker_host)
         network = IsolatedNetwork(settings.name, connection, subnet=settings.network.subnet)
-        engine = DockerEngine(settings.name, connection, network, logins=settings.images.registries)
+        accounts = RegistryAccounts(settings.images.registries, docker_config=settings.images.docker_config)
+        engine = DockerEngine(settings.name, connection, network, accounts=accounts)
         return cls(settings, connection, engine, network)
 
     def prepare(self) -> PreparedNetwork:
         """Create the network and load the firewall rule, as far as our rights go. Raises ConfigError."""
         return prepare_network(
-            self.network, name=self.settings.name, proxy_port=self.settings.network.proxy_port
+            self.network,
+            name=self.settings.name,
+            proxy_port=self.settings.network.proxy_port,
+            gates=self.gate_ports,
         )
+
+    @property
+    def gate_ports(self) -> tuple[int, ...]:
+        """List the ports on our side of the network that runs may reach, beside the proxy's."""
+        entrances = tuple(entrance.port for entrance in self.settings.entrances.values())
+        return entrances if self.settings.egress_port is None else (self.settings.egress_port, *entrances)
+
+    @property
+    def addresses(self) -> Addresses:
+        """Give the one that knows who has which address."""
+        return Addresses(self.settings.name, self.connection, network=network_name(self.settings.name))
 
     def remove(self) -> None:
         """Take the network and the rule away again. Raises ConfigError."""
@@ -69,6 +92,7 @@ class Site:
             groups=(),
             limits=self.settings.container_limits,
             proxy_port=self.settings.network.proxy_port,
+            gates=self.gate_ports,
             firewall=prepared.firewall,
             image=self.settings.network.probe_image,
         )

@@ -7,14 +7,17 @@ or RunClosed (the server has closed the run); anything else is a bug.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
+from node_agent.admission import Admission
 from node_agent.domain import contract
 from node_agent.domain.container import (
     ContainerLimits,
     ContainerReport,
     ContainerSpec,
+    Extras,
     Phase,
     PinnedImage,
     PullPolicy,
@@ -23,21 +26,25 @@ from node_agent.domain.container import (
     run_container_name,
 )
 from node_agent.domain.database import Database
+from node_agent.domain.gpu import gets_gpus
 from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
-from node_agent.domain.policy import Answer, judge_image, matching_relaxation, parse_image
+from node_agent.domain.policy import matching_relaxation, parse_image
 from node_agent.domain.ports import Clock, Databases, FinalReport, Folders, RunFolders, Runtime, Server
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.runcontext import LARGEST_INPUT, input_too_large, run_context
+from node_agent.domain.runlogs import LogMask, LogSharing
+from node_agent.domain.service import Entrance, seen_by_algorithms
 from node_agent.domain.symptoms import likely_limit
 from node_agent.errors import (
     ContainerLost,
     ImageMissing,
     InputUnreadable,
-    NotAllowed,
     OutputTooLarge,
     RegistryUnreachable,
     RunClosed,
     TimeLimit,
 )
+from node_agent.inputs import ensure_input
 from node_agent.runlog import log_of
 
 
@@ -46,7 +53,6 @@ class StepSettings:
     """What the owner decided, as far as steps need it; sizes in bytes, times in seconds."""
 
     node_name: str
-    algorithms: tuple[str, ...]
     pull: PullPolicy
     relaxations: tuple[Relaxation, ...]
     user: tuple[int, int]
@@ -59,6 +65,15 @@ class StepSettings:
     registry_patience: float
     """How long a silent registry is asked again before the run fails."""
     proxy_port: int
+    log_mask: LogMask
+    """What of a log nobody gets, not even this node's own files."""
+    log_sharing: LogSharing = LogSharing.FULL
+    extras: Extras = field(default_factory=Extras)
+    node_id: int = 0
+    egress_port: int | None = None
+    """None: there is no way outside."""
+    entrances: Mapping[str, Entrance] = field(default_factory=dict)
+    """What stands for each database server, by label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +84,7 @@ class Ports:
     runtime: Runtime
     folders: RunFolders
     databases: Databases
+    admission: Admission
     clock: Clock
     settings: StepSettings
     wanted: Callable[[RunId], bool]
@@ -80,9 +96,7 @@ def admit(run: Run, ports: Ports) -> StepResult:
     """Decide whether the run may run here, and take it."""
     if run.fault:
         raise InputUnreadable(run.fault)
-    verdict = judge_image(run.task.image, ports.settings.algorithms)
-    if verdict.answer is Answer.NO:
-        raise _refused(run, verdict.rule)
+    ports.admission.admit(run)
     ports.databases.choose(run.task.databases)
     at = ports.clock.now()
     ports.server.claim(run.id, at=at)
@@ -104,7 +118,8 @@ def verify(run: Run, ports: Ports) -> StepResult:
 
 
 def pull(run: Run, ports: Ports) -> StepResult:
-    """Get the image and pin it; the policy has its last word on the content that will run."""
+    """Get the input and the image, and pin it; the policy has its last word on the content that will run."""
+    ensure_input(run, server=ports.server, folders=ports.folders, clock=ports.clock)
     try:
         image = _image(run, ports)
     except RegistryUnreachable as error:
@@ -115,9 +130,7 @@ def pull(run: Run, ports: Ports) -> StepResult:
             f"{error.message} This node kept asking for {patience:.0f} seconds.",
             hint="Is the registry's name right? If so, try again later or ask the owner of the node.",
         ) from error
-    verdict = judge_image(run.task.image, ports.settings.algorithms, digest=image.digest)
-    if verdict.answer is not Answer.YES:
-        raise _refused(run, verdict.rule)
+    ports.admission.admit_content(run, digest=image.digest)
     return Advance(State.PULLED, {"image_id": image.image_id, "digest": image.digest})
 
 
@@ -146,12 +159,34 @@ def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
 
 def create(run: Run, ports: Ports) -> StepResult:
     """Get the token, make the folders ready, create the container."""
-    databases = ports.databases.choose(run.task.databases)
+    entrances = ports.settings.entrances
+    chosen = ports.databases.choose(run.task.databases)
+    databases = tuple(seen_by_algorithms(database, entrances) for database in chosen)
     relaxation = _relaxation(run, ports)
+    _describe(run, ports, databases)
     token = ports.server.container_token(run.task.id, run.task.image)
     folders = ports.folders.prepare(run.id, run.task.job, token=token, open_to_all=relaxation.image_user)
     container = ports.runtime.ensure_container(_spec(run, ports, databases, folders, relaxation))
     return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
+
+
+def _describe(run: Run, ports: Ports, databases: tuple[Database, ...]) -> None:
+    """Make the run's description, where the owner wants one; the folders take it over with the input."""
+    if not ports.settings.extras.run_context:
+        return
+    content = ports.folders.read_input(run.id, limit=LARGEST_INPUT)
+    if content is None and ports.folders.has_context(run.id):
+        return
+    if content is None:
+        raise input_too_large()
+    described = run_context(
+        run,
+        content,
+        databases=databases,
+        node_id=ports.settings.node_id,
+        proxy_port=ports.settings.proxy_port,
+    )
+    ports.folders.store_context(run.id, described)
 
 
 def _spec(
@@ -168,12 +203,29 @@ def _spec(
             requests=run.task.databases,
             databases=databases,
             proxy_port=ports.settings.proxy_port,
-        ),
+        )
+        | _extra_variables(run, ports)
+        | contract.way_out(egress_port=ports.settings.egress_port, inside=_entrance_names(databases, ports)),
         mounts=contract.mounts(folders=folders, databases=databases),
+        gateway_names=_entrance_names(databases, ports),
         limits=ports.settings.limits,
         writable_root=relaxation.writable_root,
         capabilities=relaxation.capabilities,
+        gpus=gets_gpus(run.task.image, ports.settings.extras.gpu, digest=run.digest),
+        hosts=ports.settings.extras.hosts,
     )
+
+
+def _extra_variables(run: Run, ports: Ports) -> dict[str, str]:
+    extras = ports.settings.extras
+    # Readers of the description expect its path as it is.
+    described = {"RUN_CONTEXT_FILE": contract.run_context_path(run.id)} if extras.run_context else {}
+    return contract.encoded(extras.environment) | described
+
+
+def _entrance_names(databases: tuple[Database, ...], ports: Ports) -> tuple[str, ...]:
+    found = (ports.settings.entrances.get(database.label) for database in databases)
+    return tuple(dict.fromkeys(entrance.host for entrance in found if entrance is not None))
 
 
 def _relaxation(run: Run, ports: Ports) -> Relaxation:
@@ -252,7 +304,9 @@ def _capture_log(run: Run, ports: Ports) -> None:
     if run.container is None:
         return
     with ports.folders.log_file(run.id) as file:
-        ports.runtime.copy_log(run.container, file, limit=ports.settings.log_size)
+        ports.runtime.copy_log(
+            run.container, file, limit=ports.settings.log_size, mask=ports.settings.log_mask
+        )
 
 
 def filter_(run: Run, ports: Ports) -> StepResult:
@@ -327,20 +381,50 @@ _WITH_RESULT = frozenset({Outcome.COMPLETED, Outcome.CRASHED, Outcome.OUT_OF_MEM
 
 
 def report(run: Run, ports: Ports) -> StepResult:
-    """Deliver the one final message; what the server refuses for good is over too."""
+    """Deliver the one final message; what the server refuses for good is over too.
+
+    A result for the server's blob store goes there first, and where it lies is written down before anything is reported.
+    """
     if run.outcome is Outcome.CLOSED:
         return Advance(State.REPORTED, {})
     finished_at = run.finished_at or ports.clock.now()
     final = FinalReport(
         status=status_of(run),
-        result=ports.folders.result_path(run.id) if run.outcome in _WITH_RESULT else None,
-        log=ports.folders.final_log(run.id, _note(run)),
+        result=_result(run, ports),
+        stored_as=run.result_blob,
+        log=_shared_log(run, ports),
         started_at=run.claimed_at or finished_at,
         finished_at=finished_at,
         init_org_id=run.task.init_org_id,
     )
+    if run.input_blob is not None and run.result_blob is None and final.result is not None:
+        return Wait({"result_blob": ports.server.store_result(run.id, final)}, seconds=0)
     ports.server.report(run.id, final)
     return Advance(State.REPORTED, {"announced": status_of(run)})
+
+
+def _result(run: Run, ports: Ports) -> Path | None:
+    result = ports.folders.result_path(run.id) if run.outcome in _WITH_RESULT else None
+    # the readers of a blob store take no blob for an empty result
+    nothing = run.input_blob is not None and result is not None and result.stat().st_size == 0
+    return None if nothing else result
+
+
+_NOT_SHARED: Mapping[LogSharing, str] = MappingProxyType(
+    {
+        LogSharing.OFF: "[node] This node does not share the logs of algorithms.\n",
+        LogSharing.ERRORS: "[node] This node shares the log of an algorithm only when it fails.\n",
+    }
+)
+
+
+def _shared_log(run: Run, ports: Ports) -> Path | None:
+    """Give the log as far as the owner shares it; the node's own words are always told."""
+    sharing = ports.settings.log_sharing
+    failed = run.outcome is not Outcome.COMPLETED
+    if sharing is LogSharing.FULL or (sharing is LogSharing.ERRORS and failed):
+        return ports.folders.final_log(run.id, _note(run))
+    return ports.folders.final_note(run.id, _note(run) + _NOT_SHARED[sharing])
 
 
 def _note(run: Run) -> str:
@@ -360,10 +444,6 @@ def _container(run: Run) -> ContainerId:
     if run.container is None:
         raise ContainerLost("The container of this run is not known.")
     return run.container
-
-
-def _refused(run: Run, rule: str) -> NotAllowed:
-    return NotAllowed(f"This node does not allow the image {run.task.image}: {rule}.")
 
 
 Step = Callable[[Run, Ports], StepResult]

@@ -3,6 +3,8 @@
 Owns the syntax and remembers the line and the written text of every value. Must not know any setting.
 """
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,9 @@ MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
 MAX_DEPTH = 24
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[^}]*)\}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# longer than every word that means something else, such as `false`
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{5,60}\Z")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -61,6 +66,29 @@ def read_document(content: bytes, environment: Mapping[str, str]) -> Source:
     if not isinstance(tree, dict):
         raise DocumentError("the file must hold settings (`key: value`)")
     return Source(tree, reader.lines, reader.texts, tuple(reader.faults))
+
+
+def read_verbatim(content: bytes) -> Source:
+    """Read a file of another program, to which `${` means nothing."""
+    reader = _Verbatim({})
+    tree = reader.read(_compose(content), ())
+    if not isinstance(tree, dict):
+        raise DocumentError("the file must hold settings (`key: value`)")
+    return Source(tree, reader.lines, reader.texts, tuple(reader.faults))
+
+
+def write_scalar(value: str | float | bool) -> str:  # noqa: FBT001 - a truth value is one of the kinds of value
+    """Write one value so that reading it gives it back, on one line."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _WORD.match(value):
+        return value
+    text = value.replace("${", "$${")
+    style = '"' if _CONTROL.search(text) else None
+    listed: str = yaml.safe_dump(
+        [text], default_flow_style=True, allow_unicode=True, width=math.inf, default_style=style
+    )
+    return listed.strip().removeprefix("[").removesuffix("]")
 
 
 def _compose(content: bytes) -> yaml.Node:
@@ -150,3 +178,10 @@ class _Reader:
         elif name not in self._environment:
             self.faults.append((loc, f"asks for the environment variable {name}, which is not set"))
         return self._environment.get(name, "")
+
+
+class _Verbatim(_Reader):
+    """Leaves every text as it is."""
+
+    def _substitute(self, text: str, loc: Loc) -> str:  # noqa: ARG002 - keeps the shape of what it replaces
+        return text

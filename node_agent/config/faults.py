@@ -13,19 +13,7 @@ from pydantic_core import ErrorDetails
 from node_agent.config.document import Source
 from node_agent.config.shape import fields_at, in_words, is_private, setting_paths
 from node_agent.config.values import suggest
-
-FROM_VANTAGE6 = {
-    "server_url": "server.url",
-    "port": "server.url",
-    "api_path": "server.url",
-    "task_dir": "state_dir",
-    "policies": "policy",
-    "allowed_algorithms": "policy.algorithms",
-    "docker_registries": "images.registries",
-    "registry": "host",
-    "share_config": "share.node_facts",
-}
-"""Settings of the vantage6 node and where the same is said here."""
+from node_agent.config.vantage6.keys import hint
 
 _WRONG_KIND = {
     "string_type": "text",
@@ -110,8 +98,9 @@ def _shown(loc: Sequence[int | str], source: Source) -> str:
 
 def _suggest_setting(loc: Sequence[int | str]) -> str:
     key: Any = loc[-1]
-    if key in FROM_VANTAGE6:
-        return f"; here it is said with {FROM_VANTAGE6[key]}"
+    from_vantage6 = hint(loc)
+    if from_vantage6 is not None:
+        return f"; {from_vantage6}"
     nearby = suggest(key, fields_at(loc[:-1]))
     if nearby:
         return nearby

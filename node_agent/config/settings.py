@@ -3,26 +3,33 @@
 Owns loading as a whole. Must not know what the agent does with a setting.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from node_agent.config.document import MAX_BYTES, DocumentError, Source, read_document
+from node_agent.config.credentials import credentials_of
+from node_agent.config.document import MAX_BYTES, DocumentError, Loc, Source, read_document
 from node_agent.config.faults import Fault, path_text, translate
 from node_agent.config.machine import THIS_MACHINE, Machine
 from node_agent.config.shape import (
+    EgressSection,
     LimitsSection,
     LoggingSection,
     NetworkSection,
+    PolicySection,
+    ServiceSection,
     Shape,
     ShareSection,
 )
-from node_agent.domain.container import ContainerLimits, PullPolicy, Relaxation
+from node_agent.config.vantage6.keys import looks_like_vantage6
+from node_agent.domain.container import ContainerLimits, Extras, PullPolicy, Relaxation
 from node_agent.domain.database import Database
+from node_agent.domain.policy import Policy, Restriction
 from node_agent.domain.secret import Secret
+from node_agent.domain.service import Entrance, Service, Tunnel, entrances
 from node_agent.errors import ConfigError
 
 USER_UNDER_ROOT = (64198, 64198)
@@ -53,6 +60,7 @@ class ImageSettings:
 
     pull: PullPolicy = PullPolicy.ALWAYS
     registries: tuple[RegistryLogin, ...] = ()
+    docker_config: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +71,25 @@ class Settings:
     server: ServerSettings
     state_dir: Path
     databases: tuple[Database, ...] = ()
-    algorithms: tuple[str, ...] = ()
-    """Rules of the policy: image globs, or `name@sha256:…`."""
+    policy: Policy = Policy()
     images: ImageSettings = ImageSettings()
     limits: LimitsSection = field(default_factory=LimitsSection)
     network: NetworkSection = field(default_factory=NetworkSection)
+    egress: EgressSection = field(default_factory=EgressSection)
+    services: tuple[Service, ...] = ()
     relaxations: tuple[Relaxation, ...] = ()
     container_user: tuple[int, int] = USER_UNDER_ROOT
+    extras: Extras = field(default_factory=Extras)
+    private_key: Path | None = None
+    """Where the key of an encrypted collaboration stands; payload/keys.py reads it."""
     share: ShareSection = field(default_factory=ShareSection)
     docker_host: str | None = None
     logging: LoggingSection = field(default_factory=LoggingSection)
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Give the patterns of images the policy lists."""
+        return self.policy.algorithms or ()
 
     @property
     def container_limits(self) -> ContainerLimits:
@@ -88,22 +105,58 @@ class Settings:
         )
 
     @property
+    def egress_port(self) -> int | None:
+        """Give the port of the way outside; None when there is none."""
+        return self.egress.port if self.egress.allow else None
+
+    @property
+    def entrances(self) -> Mapping[str, Entrance]:
+        """Give what stands for each database server inside the isolated network, by label."""
+        return entrances(self.databases, taken=(self.network.proxy_port, self.egress.port))
+
+    @property
     def secrets(self) -> tuple[Secret, ...]:
         """Give every secret of the file, for the log to mask."""
-        return (self.server.api_key, *(login.password for login in self.images.registries))
+        own = (self.server.api_key, *(login.password for login in self.images.registries))
+        return tuple(dict.fromkeys(own + self.credentials))
+
+    @property
+    def credentials(self) -> tuple[Secret, ...]:
+        """Give the credentials that algorithms see, for their logs to mask."""
+        return credentials_of(self.databases, self.extras.environment)
 
 
 def load(path: Path, *, machine: Machine = THIS_MACHINE) -> Settings:
     """Read a configuration file; ConfigError lists every fault at once."""
+    return _settings(load_shape(path, machine=machine), machine)
+
+
+def load_shape(path: Path, *, machine: Machine = THIS_MACHINE) -> Shape:
+    """Read a configuration file as it is written, defaults filled in; ConfigError lists every fault at once."""
     source = _read(path, machine)
     shape, faults = _check(source, machine)
     if shape is None or faults:
         raise ConfigError(
             f"The configuration {path} has {_count(faults)}.",
-            hint="Correct the file and start again.",
+            hint=_hint(source, path),
             faults=tuple(str(fault) for fault in faults),
         )
-    return _settings(shape, machine)
+    return shape
+
+
+def _hint(source: Source, path: Path) -> str:
+    if looks_like_vantage6(source.tree):
+        return f"It is that of a vantage6 node; `node-agent config import-vantage6 {path}` makes one of ours out of it."
+    return "Correct the file and start again."
+
+
+def faults_in(content: bytes, machine: Machine) -> list[Fault]:
+    """Give every fault of a configuration that is not written yet."""
+    try:
+        source = read_document(content, machine.environment)
+    except DocumentError as error:
+        return [Fault(0, "", str(error))]
+    return _check(source, machine)[1]
 
 
 def _read(path: Path, machine: Machine) -> Source:
@@ -126,6 +179,7 @@ def _read(path: Path, machine: Machine) -> Source:
 def _check(source: Source, machine: Machine) -> tuple[Shape | None, list[Fault]]:
     faults = [Fault(source.line_of(loc), path_text(loc), text) for loc, text in source.faults]
     faults += _repeated_labels(source)
+    faults += _lists_without_entries(source)
     shape = None
     try:
         shape = Shape.model_validate(source.tree, context={"machine": machine})
@@ -156,6 +210,28 @@ def _repeated_labels(source: Source) -> Iterator[Fault]:
             yield Fault(source.line_of(("databases", index, "label")), here, text)
 
 
+_TELLING_LISTS = frozenset(
+    {"algorithms", "algorithm_stores", "users", "organizations", "restrict", "methods", "databases"}
+)
+
+
+def _lists_without_entries(source: Source) -> Iterator[Fault]:
+    # elsewhere a key without value is as if it was not there; here that would open what somebody meant to close
+    for loc, line in source.lines.items():
+        if loc[:1] == ("policy",) and loc[-1] in _TELLING_LISTS and _is_dropped(source.tree, loc):
+            text = "has nothing behind it; write [] to allow nothing, or leave it out"
+            yield Fault(line, path_text(loc), text)
+
+
+def _is_dropped(tree: Any, loc: Loc) -> bool:
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            tree = tree[part]
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
+    return isinstance(tree, dict) and loc[-1] not in tree
+
+
 def _count(faults: list[Fault]) -> str:
     return "a fault" if len(faults) == 1 else f"{len(faults)} faults"
 
@@ -171,15 +247,37 @@ def _settings(shape: Shape, machine: Machine) -> Settings:
         ),
         state_dir=shape.state_dir,
         databases=tuple(Database(**_plain(section)) for section in shape.databases),
-        algorithms=shape.policy.algorithms,
+        policy=_policy(shape.policy),
         images=_images(shape),
         limits=shape.limits,
         network=shape.network,
+        egress=shape.egress,
+        services=tuple(map(_service, shape.services)),
         relaxations=tuple(Relaxation(**_plain(section)) for section in shape.hardening.relax),
         container_user=shape.container_user or _default_user(machine),
+        extras=_extras(shape),
+        private_key=shape.encryption.private_key,
         share=shape.share,
         docker_host=shape.docker_host,
         logging=shape.logging,
+    )
+
+
+def _service(section: ServiceSection) -> Service:
+    tunnel = None if section.tunnel is None else Tunnel(**_plain(section.tunnel))
+    return Service(name=section.name, container=section.container, tunnel=tunnel)
+
+
+def _policy(section: PolicySection) -> Policy:
+    return Policy(
+        algorithms=section.algorithms,
+        stores=section.algorithm_stores,
+        combine=section.combine,
+        users=section.users,
+        organizations=section.organizations,
+        own_organization_only=section.own_organization_only,
+        basics_algorithm=section.basics_algorithm,
+        restrictions=tuple(Restriction(**_plain(entry)) for entry in section.restrict),
     )
 
 
@@ -192,7 +290,18 @@ def _images(shape: Shape) -> ImageSettings:
         RegistryLogin(host=section.host, username=section.username, password=section.secret)
         for section in shape.images.registries
     )
-    return ImageSettings(pull=shape.images.pull, registries=tuple(logins))
+    return ImageSettings(
+        pull=shape.images.pull, registries=tuple(logins), docker_config=shape.images.docker_config
+    )
+
+
+def _extras(shape: Shape) -> Extras:
+    return Extras(
+        environment=shape.algorithm_env,
+        hosts=shape.algorithm_hosts,
+        gpu=shape.policy.gpu,
+        run_context=shape.run_context_file,
+    )
 
 
 def _default_user(machine: Machine) -> tuple[int, int]:

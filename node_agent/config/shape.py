@@ -6,11 +6,22 @@ Owns the vocabulary of the configuration file. Must not know how the file is rea
 import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from node_agent.config.extras import AlgorithmHosts, AlgorithmVariables, SharedLogs
 from node_agent.config.machine import Kind
+from node_agent.config.openings import (
+    AccountName,
+    ContainerName,
+    EgressPlace,
+    HostAndPort,
+    HostKey,
+    HostName,
+    PrivateFile,
+    ServiceName,
+)
 from node_agent.config.values import (
     AbsolutePath,
     AsTuple,
@@ -20,15 +31,20 @@ from node_agent.config.values import (
     ImageGlob,
     ImagePattern,
     ImageReference,
+    NoRepeats,
+    PrivatePath,
     Real,
     SecretFile,
     SecretText,
     ServerUrl,
     Size,
+    StorePattern,
     Subnet,
     Text,
     UserAndGroup,
+    Who,
     Whole,
+    WordPattern,
     YesNo,
     machine_of,
     one_of,
@@ -37,8 +53,12 @@ from node_agent.config.values import (
     size_text,
 )
 from node_agent.domain.container import PullPolicy
+from node_agent.domain.contract import PROXY_NAME
 from node_agent.domain.database import FILE_TYPES, PATH_TYPES, Database, DatabaseType
+from node_agent.domain.policy import Combine
+from node_agent.domain.runlogs import LogSharing
 from node_agent.domain.secret import Secret
+from node_agent.domain.service import place_of
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
 DAY = 86_400
@@ -121,12 +141,19 @@ def _check_place(database: Database, info: ValidationInfo) -> None:
             raise ValueError(
                 f"is no service address; a database of type {database.type} needs scheme://host/…"
             )
+        _check_service(database)
         return
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"must be an absolute path without `..` for a database of type {database.type}")
     if database.target in {"/mnt/data", "/mnt/tmp"}:
         raise ValueError(f"would hide {database.target} from algorithms; choose another label")
     _check_kind(database, machine_of(info).kind(path))
+
+
+def _check_service(database: Database) -> None:
+    place = place_of(database)
+    if place is not None and place.host.lower() == PROXY_NAME:
+        raise ValueError(f"names {PROXY_NAME}, which is our own; give the server another name")
 
 
 def _check_kind(database: Database, kind: Kind) -> None:
@@ -144,16 +171,41 @@ def _check_kind(database: Database, kind: Kind) -> None:
         raise ValueError(f"is a file: {database.path}; type folder needs a folder")
 
 
+class RestrictSection(_Section):
+    """What the images one pattern means may be asked."""
+
+    image: ImageGlob
+    methods: Annotated[tuple[WordPattern, ...] | None, AsTuple, NoRepeats] = None
+    databases: Annotated[tuple[WordPattern, ...] | None, AsTuple, NoRepeats] = Field(
+        default=None, validate_default=True
+    )
+
+    @field_validator("databases")
+    @classmethod
+    def _restricts_something(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("methods", ...) is None:
+            raise ValueError("is missing; a restriction needs methods, databases, or both")
+        return value
+
+
 class PolicySection(_Section):
     """What may run here."""
 
-    algorithms: Annotated[tuple[ImagePattern, ...], AsTuple] = ()
+    algorithms: Annotated[tuple[ImagePattern, ...] | None, AsTuple, NoRepeats] = None
+    algorithm_stores: Annotated[tuple[StorePattern, ...] | None, AsTuple, NoRepeats] = None
+    combine: Annotated[Combine, one_of(Combine)] = Combine.BOTH
+    users: Annotated[tuple[Who, ...] | None, AsTuple, NoRepeats] = None
+    organizations: Annotated[tuple[Who, ...] | None, AsTuple, NoRepeats] = None
+    own_organization_only: YesNo = False
+    basics_algorithm: YesNo = True
+    restrict: Annotated[tuple[RestrictSection, ...], AsTuple] = ()
+    gpu: Annotated[tuple[ImagePattern, ...], AsTuple] = ()
 
 
 class EncryptionSection(_Section):
     """Keys for encrypted collaborations."""
 
-    private_key: None = None
+    private_key: PrivatePath | None = None
 
 
 class RegistrySection(_Section):
@@ -192,6 +244,14 @@ class ImagesSection(_Section):
 
     pull: Annotated[PullPolicy, one_of(PullPolicy)] = PullPolicy.ALWAYS
     registries: Annotated[tuple[RegistrySection, ...], AsTuple] = ()
+    docker_config: AbsolutePath | None = None
+
+    @field_validator("docker_config")
+    @classmethod
+    def _is_file(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and machine_of(info).kind(value) in {Kind.MISSING, Kind.FOLDER}:
+            raise ValueError("is no file; name Docker's config.json, or leave it out")
+        return value
 
 
 class LimitsSection(_Section):
@@ -217,6 +277,39 @@ class NetworkSection(_Section):
     probe_image: ImageReference | None = None
 
 
+class EgressSection(_Section):
+    """What algorithms may reach outside."""
+
+    allow: Annotated[tuple[EgressPlace, ...], AsTuple] = ()
+    port: Annotated[Whole, Field(ge=1024, le=65_535)] = 7482
+
+
+class TunnelSection(_Section):
+    """The way to a server that only another machine reaches."""
+
+    host: HostName
+    port: Annotated[Whole, Field(ge=1, le=65_535)] = 22
+    user: AccountName
+    key_file: PrivateFile
+    host_key: HostKey
+    target: HostAndPort
+
+
+class ServiceSection(_Section):
+    """What a host name in a database's URI means."""
+
+    name: ServiceName
+    container: ContainerName | None = None
+    tunnel: TunnelSection | None = Field(default=None, validate_default=True)
+
+    @field_validator("tunnel")
+    @classmethod
+    def _one_meaning(cls, value: Any, info: ValidationInfo) -> Any:
+        if "container" in info.data and (value is None) == (info.data["container"] is None):
+            raise ValueError("or container: exactly one of the two says what the name means")
+        return value
+
+
 class RelaxSection(_Section):
     """What is given back to the images one pattern names."""
 
@@ -233,9 +326,20 @@ class HardeningSection(_Section):
 
 
 class ShareSection(_Section):
-    """What the server may know of this node."""
+    """What the server and researchers may know of this node."""
 
     node_facts: YesNo = True
+    columns: YesNo = True
+    policy: YesNo = True
+    algorithm_logs: SharedLogs = LogSharing.FULL
+    live_logs: YesNo = False
+
+    @field_validator("live_logs")
+    @classmethod
+    def _only_what_is_shared(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - the library's form
+        if value and info.data.get("algorithm_logs", LogSharing.FULL) is not LogSharing.FULL:
+            raise ValueError("needs algorithm_logs: full; what was sent live cannot be taken back")
+        return value
 
 
 class Level(StrEnum):
@@ -286,8 +390,13 @@ class Shape(_Section):
     images: ImagesSection = ImagesSection()
     limits: LimitsSection = LimitsSection()
     network: NetworkSection = NetworkSection()
+    egress: EgressSection = EgressSection()
+    services: Annotated[tuple[ServiceSection, ...], AsTuple] = ()
     hardening: HardeningSection = HardeningSection()
     container_user: UserAndGroup | None = None
+    algorithm_env: AlgorithmVariables = {}
+    algorithm_hosts: AlgorithmHosts = {}
+    run_context_file: YesNo = False
     share: ShareSection = ShareSection()
     docker_host: EngineAddress | None = None
     logging: LoggingSection = LoggingSection()
@@ -301,8 +410,23 @@ class Shape(_Section):
             raise ValueError("must be small letters, digits and `-`, a letter or digit first, at most 41")
         return value
 
+    @field_validator("egress")
+    @classmethod
+    def _has_a_port_of_its_own(cls, value: EgressSection, info: ValidationInfo) -> EgressSection:
+        network = info.data.get("network")
+        if value.allow and network is not None and value.port == network.proxy_port:
+            raise ValueError("has the port of network.proxy_port; choose another egress.port")
+        return value
 
-_PRIVATE = frozenset({"api_key", "password", "url", "uri", "docker_host", "env"})
+    @field_validator("services")
+    @classmethod
+    def _differ(cls, value: tuple[ServiceSection, ...]) -> tuple[ServiceSection, ...]:
+        if len({service.name for service in value}) < len(value):
+            raise ValueError("has two entries of the same name; a host name has one meaning")
+        return value
+
+
+_PRIVATE = frozenset({"api_key", "password", "url", "uri", "docker_host", "env", "algorithm_env"})
 
 
 def is_private(loc: Sequence[int | str]) -> bool:
@@ -330,7 +454,7 @@ def _paths(section: type[BaseModel]) -> Iterator[str]:
         if inner is None:
             yield key
             continue
-        joint = f"{key}." if inner is field.annotation else f"{key}[]."
+        joint = f"{key}[]." if get_origin(field.annotation) is tuple else f"{key}."
         yield from (joint + path for path in _paths(inner))
 
 

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from node_agent.config.document import FromEnvironment
+from node_agent.config.globs import image_glob, image_pattern, no_regex, no_repeats, store_pattern, who, word_pattern
 from node_agent.config.machine import Machine
-from node_agent.domain.policy import DIGEST, parse_image
+from node_agent.domain.policy import parse_image
 from node_agent.domain.secret import Secret
 
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?)\s?(?P<unit>[kKMGT]i?B|B)\Z")
@@ -32,7 +33,6 @@ _DURATION = re.compile(
     r"(?:(?P<d>[0-9]{1,5})d)?(?:(?P<h>[0-9]{1,6})h)?(?:(?P<m>[0-9]{1,8})m)?(?:(?P<s>[0-9]{1,9})s)?\Z"
 )
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_PATTERN = re.compile(r"[A-Za-z0-9*?\[\]!][A-Za-z0-9._\-/:*?\[\]!]{0,511}\Z")
 _USER = re.compile(r"(?P<uid>[0-9]{1,10}):(?P<gid>[0-9]{1,10})\Z")
 _LARGEST_ID = 2**32 - 2
 CAPABILITIES = frozenset(
@@ -122,26 +122,6 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _image_pattern(text: str) -> str:
-    name, at, digest = text.partition("@")
-    if at and not DIGEST.match(digest):
-        raise ValueError("has no valid digest: `@sha256:` and 64 hexadecimal digits must follow the name")
-    if ":" in name.rpartition("/")[2]:
-        raise ValueError(
-            "names a tag, and a tag can be moved to other content: name the image without its tag, "
-            "or exactly one content as name@sha256:…"
-        )
-    if not _PATTERN.match(name):
-        raise ValueError("is not an image name or pattern; write for example registry.example.org/approved/*")
-    return text
-
-
-def _image_glob(text: str) -> str:
-    if "@" in text:
-        raise ValueError("must name the image without digest")
-    return _image_pattern(text)
-
-
 def _image(text: str) -> str:
     if parse_image(text) is None:
         raise ValueError("is not an image reference; write for example registry.example.org/tools/probe:1")
@@ -159,6 +139,12 @@ def _secret_file(value: object, info: ValidationInfo) -> object:
         raise ValueError("must be the path of a file")  # noqa: TRY004 - pydantic wants ValueError
     machine = machine_of(info)
     return machine.read_secret(_secret_path(value, machine))
+
+
+def _private_path(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("must be the path of a file")
+    return _secret_path(value, machine_of(info))
 
 
 def _secret_path(text: str, machine: Machine) -> Path:
@@ -241,11 +227,17 @@ YesNo = Annotated[bool, FromVariable]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 ServerUrl = Annotated[str, AfterValidator(_url)]
-ImagePattern = Annotated[str, AfterValidator(_image_pattern)]
-ImageGlob = Annotated[str, AfterValidator(_image_glob)]
+NoRepeats = AfterValidator(no_repeats)
+ImagePattern = Annotated[str, BeforeValidator(no_regex), AfterValidator(image_pattern)]
+ImageGlob = Annotated[str, BeforeValidator(no_regex), AfterValidator(image_glob)]
+StorePattern = Annotated[str, BeforeValidator(no_regex), AfterValidator(store_pattern)]
+WordPattern = Annotated[str, BeforeValidator(no_regex), AfterValidator(word_pattern)]
+Who = Annotated[int | str, BeforeValidator(who)]
 ImageReference = Annotated[str, AfterValidator(_image)]
 SecretText = Annotated[Secret, BeforeValidator(_secret)]
 SecretFile = Annotated[Secret, BeforeValidator(_secret_file)]
+PrivatePath = Annotated[Path, BeforeValidator(_private_path)]
+"""Where a secret stands that something else reads."""
 UserAndGroup = Annotated[tuple[int, int], BeforeValidator(_user)]
 Subnet = Annotated[str, AfterValidator(_subnet)]
 EngineAddress = Annotated[str, AfterValidator(_engine_address)]

@@ -7,14 +7,20 @@
 import json
 import os
 import resource
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 MEMORY = 1 << 30
 CPU_SECONDS = 30
 MAX_COLUMNS = 10_000
 MAX_NAME = 256
+_TABLES = (
+    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%' ESCAPE '@' LIMIT 2"
+)
 
 
 def _csv(path: str) -> list[object]:
@@ -35,7 +41,26 @@ def _parquet(path: str) -> list[object]:
     return list(parquet.read_schema(path).names)
 
 
-READERS: Mapping[str, Callable[[str], list[object]]] = {"csv": _csv, "excel": _excel, "parquet": _parquet}
+def _sqlite(path: str) -> list[object]:
+    """Give the columns of the one table there is; of several, nobody knows which is meant."""
+    # immutable: nothing is locked, and no file appears beside it
+    with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+        tables = database.execute(_TABLES).fetchall()
+        if len(tables) != 1:
+            raise NotOneTable
+        return [name for (name,) in database.execute("SELECT name FROM pragma_table_info(?)", tables[0])]
+
+
+class NotOneTable(Exception):
+    """An SQLite file has no table, or more than one."""
+
+
+READERS: Mapping[str, Callable[[str], list[object]]] = {
+    "csv": _csv,
+    "excel": _excel,
+    "parquet": _parquet,
+    "sqlite": _sqlite,
+}
 
 
 def columns_of(kind: str, path: str) -> list[str]:

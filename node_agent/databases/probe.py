@@ -84,13 +84,13 @@ def node_facts(
     databases: Sequence[Database],
     columns: Mapping[str, Sequence[str]],
     *,
-    algorithms: Sequence[str],
+    policy: Mapping[str, object],
     encrypted: bool,
 ) -> dict[str, object]:
     """Put together what `node_info_update` tells the server and its users."""
     return {
         "encryption": encrypted,
-        "allowed_algorithms": "all" if "*" in algorithms else list(algorithms),
+        **policy,
         "database_labels": [database.label for database in databases],
         "database_types": {f"db_type_{database.label}": shown_type(database) for database in databases},
         "database_columns": {f"columns_{label}": list(names) for label, names in columns.items()},

@@ -45,6 +45,18 @@ class Relaxation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What the owner gives algorithms beyond the contract."""
+
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    gpu: tuple[str, ...] = ()
+    """Which images get the GPUs: patterns over the name, or `name@sha256:…` for one content."""
+    run_context: bool = False
+    """Whether a description of the run lies beside its input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
     """Everything a container is created from; what is not said here is closed."""
 
@@ -61,6 +73,12 @@ class ContainerSpec:
     """Replaces the image's entrypoint and command; only for the agent's own probe."""
     writable_root: bool = False
     capabilities: tuple[str, ...] = ()
+    gpus: bool = False
+    """All GPUs of this machine."""
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    """Names the container finds besides the proxy's, and their addresses."""
+    gateway_names: tuple[str, ...] = ()
+    """Names under which it finds this machine's side of the isolated network, besides the proxy's."""
     address: str | None = None
     """Fixed IPv4 address in the isolated network; None lets the engine choose."""
 

@@ -6,6 +6,7 @@ see is simply absent: a database that the task does not ask for has no mount, no
 """
 
 import json
+import re
 from base64 import b32encode
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -20,6 +21,16 @@ DATA_FOLDER = "/mnt/data"
 TEMPORARY_FOLDER = "/mnt/tmp"
 PROXY_NAME = "proxyserver"
 """Name under which a container finds the proxy."""
+RUN_CONTEXT_NAME = "run_context.json"
+OWN_VARIABLES = frozenset(
+    """
+    INPUT_FILE OUTPUT_FILE TOKEN_FILE TEMPORARY_FOLDER HOST PORT API_PATH PKG_NAME RUN_CONTEXT_FILE
+    DB_LABELS USER_REQUESTED_DATABASE_LABELS HOME PATH HOSTNAME
+    HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY
+    """.split()  # noqa: SIM905 - a list would take a page
+)
+"""Variables an image or this contract sets; nobody else may."""
+_OF_DATABASES = re.compile(r".+_(DATABASE_URI|DATABASE_TYPE|DB_PARAM_.*|QUERY|SHEET_NAME|PREPROCESSING)\Z")
 
 
 def task_folder(run_id: RunId) -> str:
@@ -42,6 +53,11 @@ def token_path(run_id: RunId) -> str:
     return f"{DATA_FOLDER}/{task_folder(run_id)}/token"
 
 
+def run_context_path(run_id: RunId) -> str:
+    """Give the path of a run's description, where the node makes one."""
+    return f"{DATA_FOLDER}/{task_folder(run_id)}/{RUN_CONTEXT_NAME}"
+
+
 def encode(value: str) -> str:
     """Write a value so that no shell or engine can misread it; `=` is not allowed everywhere, hence `!`."""
     # JSON can hold half a surrogate pair, UTF-8 cannot; a query with one must not stop the agent
@@ -61,6 +77,11 @@ def mounts(folders: Folders, databases: Sequence[Database]) -> tuple[Mount, ...]
     )
 
 
+def is_taken(name: str) -> bool:
+    """Tell whether a variable of this name is the contract's or the image's, in whatever case."""
+    return name.upper() in OWN_VARIABLES or bool(_OF_DATABASES.match(name.upper()))
+
+
 def environment(
     run_id: RunId,
     *,
@@ -68,7 +89,24 @@ def environment(
     databases: Sequence[Database],
     proxy_port: int,
 ) -> dict[str, str]:
-    """Give a container's encoded variables.
+    """Give a container's encoded variables; see `variables`."""
+    plain = variables(run_id, requests=requests, databases=databases, proxy_port=proxy_port)
+    return encoded(plain)
+
+
+def encoded(plain: Mapping[str, str]) -> dict[str, str]:
+    """Give variables the form in which a container gets them."""
+    return {name: encode(value) for name, value in plain.items()}
+
+
+def variables(
+    run_id: RunId,
+    *,
+    requests: Sequence[DatabaseRequest],
+    databases: Sequence[Database],
+    proxy_port: int,
+) -> dict[str, str]:
+    """Give a container's variables as they are meant.
 
     *requests* are in the researcher's order, repeats included; *databases* are the configured ones behind
     them, each once.
@@ -80,7 +118,22 @@ def environment(
         plain |= _source(database)
     for request in requests:
         plain |= _wishes(request)
-    return {name: encode(value) for name, value in plain.items()}
+    return plain
+
+
+def way_out(*, egress_port: int | None, inside: Sequence[str] = ()) -> dict[str, str]:
+    """Give the variables by which ordinary tools find the way outside, as these tools read them: not encoded.
+
+    *inside* are names that are reached without it, beside the proxy for the server.
+    """
+    if egress_port is None:
+        return {}
+    by_name = f"http://{PROXY_NAME}:{egress_port}"
+    directly = ",".join(("localhost", "127.0.0.1", PROXY_NAME, *inside))
+    return {
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), by_name),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), directly),
+    }
 
 
 def shown_type(database: Database) -> str:

@@ -1,16 +1,16 @@
-"""May this run here? The owner's rules and the verdict, always with the rule that decided.
+"""The owner's rules as values, and image references taken apart.
 
 An image reference has three parts: the name (with its registry), an optional tag, an optional digest. Rules are globs
-over the whole name, or `name@sha256:…` for exactly one content. Nothing listed means nothing runs.
+over the whole name, or `name@sha256:…` for exactly one content. How the rules decide stands in verdict.py.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
 
 from node_agent.domain.container import Relaxation
+from node_agent.domain.patterns import image_matches
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _REFERENCE = re.compile(
@@ -38,52 +38,63 @@ def parse_image(reference: str) -> ImageName | None:
     return ImageName(name=match["name"], tag=match["tag"], digest=match["digest"])
 
 
-class Answer(StrEnum):
-    """What a policy says of an image."""
+class Combine(StrEnum):
+    """What it takes when both the list of algorithms and the list of stores are configured."""
 
-    YES = "yes"
-    NO = "no"
-    DEPENDS_ON_DIGEST = "depends on digest"
-    """Only rules with a digest name this image: ask again when the digest is known."""
+    BOTH = "both"
+    EITHER = "either"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer and the rule that gave it, in words for the log and the researcher."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restriction:
+    """What the images of one pattern may be asked; None restricts nothing, an empty list allows nothing."""
 
-    answer: Answer
-    rule: str
-
-
-def judge_image(reference: str, rules: Sequence[str], *, digest: str | None = None) -> Verdict:
-    """Decide whether *reference* may run under *rules*; *digest* is what it was pinned to, once known."""
-    image = parse_image(reference)
-    if image is None:
-        return Verdict(Answer.NO, "the image reference is not well formed")
-    if not rules:
-        return Verdict(Answer.NO, "no algorithm is allowed on this node (policy.algorithms is empty)")
-    for rule in rules:
-        if "@" not in rule and fnmatchcase(image.name, rule):
-            return Verdict(Answer.YES, f"policy.algorithms: {rule}")
-    return _judge_digest(image, rules, digest=digest or image.digest)
+    image: str
+    methods: tuple[str, ...] | None = None
+    databases: tuple[str, ...] | None = None
 
 
-def _judge_digest(image: ImageName, rules: Sequence[str], *, digest: str | None) -> Verdict:
-    exact = [rule for rule in rules if "@" in rule and fnmatchcase(image.name, rule.partition("@")[0])]
-    if not exact:
-        return Verdict(Answer.NO, "no rule of policy.algorithms names this image")
-    if digest is None:
-        return Verdict(Answer.DEPENDS_ON_DIGEST, f"policy.algorithms: {exact[0]}")
-    for rule in exact:
-        if rule.partition("@")[2] == digest:
-            return Verdict(Answer.YES, f"policy.algorithms: {rule}")
-    return Verdict(Answer.NO, f"the content of the image is not the one allowed by {exact[0]}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The owner's rules. A list that is None is not configured; an empty one allows nothing and nobody."""
+
+    algorithms: tuple[str, ...] | None = None
+    stores: tuple[str, ...] | None = None
+    combine: Combine = Combine.BOTH
+    users: tuple[int | str, ...] | None = None
+    organizations: tuple[int | str, ...] | None = None
+    """Ids as numbers, everything else as names; a number in quotes was made an id when it was read."""
+    own_organization_only: bool = False
+    basics_algorithm: bool = True
+    restrictions: tuple[Restriction, ...] = ()
+
+
+def shared(policy: Policy, *, own_organization_id: int) -> dict[str, object]:
+    """Say what the server may know of the policy, in its words: it then refuses tasks of others itself.
+
+    The server takes only ids of users, and fails on every task for this node when it finds anything else there.
+    """
+    told: dict[str, object] = {"allowed_algorithms": _shared_algorithms(policy)}
+    if policy.stores is not None:
+        told["allowed_algorithm_stores"] = list(policy.stores)
+    if policy.users is not None and all(isinstance(entry, int) for entry in policy.users):
+        told["allowed_users"] = [str(entry) for entry in policy.users]
+    if policy.own_organization_only:
+        told["allowed_orgs"] = [str(own_organization_id)]
+    elif policy.organizations is not None:
+        told["allowed_orgs"] = [str(entry) for entry in policy.organizations]
+    return told
+
+
+def _shared_algorithms(policy: Policy) -> object:
+    listed = policy.algorithms or ()
+    return "all" if "*" in listed else list(listed)
 
 
 def matching_relaxation(reference: str, relaxations: Sequence[Relaxation]) -> Relaxation:
     """Find what the owner gives back to this image; the first pattern that matches the whole name counts."""
     image = parse_image(reference)
     for relaxation in relaxations:
-        if image is not None and fnmatchcase(image.name, relaxation.image):
+        if image is not None and image_matches(relaxation.image, image.name):
             return relaxation
     return Relaxation(image="")

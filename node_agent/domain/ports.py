@@ -3,7 +3,8 @@
 Every call may raise the errors named in its docstring and no other. All calls may be repeated.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,9 +17,11 @@ from node_agent.domain.container import (
     PullProgress,
 )
 from node_agent.domain.database import Database
-from node_agent.domain.run import ContainerId, Run, RunId, Status
+from node_agent.domain.run import BlobId, ContainerId, Run, RunId, Status
+from node_agent.domain.runlogs import LiveMark, LogEntry, LogMask, LogPiece
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest, JobKey, OrganizationId, Task, TaskId
+from node_agent.domain.verdict import Approval
 
 # --- server ---------------------------------------------------------------------------------------------------
 
@@ -42,7 +45,10 @@ class OpenRun:
 
     id: RunId
     task: Task
-    input: bytes = field(repr=False)
+    input: Iterable[bytes] = field(default=(), repr=False)
+    """Read once, piece by piece, before the next run is asked for. Raises InputUnreadable, also in the middle."""
+    input_blob: BlobId | None = None
+    """Where the input lies instead, when the server has a blob store."""
     claimed_at: float | None = None
     status: Status = Status.PENDING
     fault: str = ""
@@ -59,6 +65,8 @@ class FinalReport:
     started_at: float
     finished_at: float
     init_org_id: OrganizationId | None
+    stored_as: BlobId | None = None
+    """Where the result was stored; None: it goes with the message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +79,7 @@ class ProxiedRequest:
     query: str
     token: Secret | None
     """None for the few calls that need none."""
-    body: bytes = field(default=b"", repr=False)
+    body: "Body | None" = field(default=None, repr=False)
     content_type: str = "application/json"
     """What the body is, if there is one."""
 
@@ -82,7 +90,19 @@ class ProxiedResponse:
 
     status: int
     content_type: str
-    body: bytes = field(repr=False)
+    body: Iterable[bytes] = field(repr=False)
+    """Read once, piece by piece, while the answer is open. Raises ServerUnreachable."""
+
+
+class Body(Protocol):
+    """Bytes that may be read several times, and whose number is known before."""
+
+    @property
+    def length(self) -> int:
+        """Say how many bytes there will be."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Give the bytes, piece by piece."""
 
 
 class Server(Protocol):
@@ -91,7 +111,7 @@ class Server(Protocol):
     def identify(self) -> NodeIdentity:
         """Log in and learn who this node is."""
 
-    def open_runs(self, task_id: TaskId | None = None) -> Iterator[OpenRun]:
+    def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
         """List the open runs of this node (of one task, if given), oldest first, page by page.
 
         Ends normally only when the listing was complete.
@@ -109,11 +129,42 @@ class Server(Protocol):
     def container_token(self, task_id: TaskId, image: str) -> Secret:
         """Get the credential of one algorithm container. Raises RunClosed, RunFailed."""
 
+    def open_input(self, blob: BlobId) -> AbstractContextManager[Iterator[bytes]]:
+        """Open an input that lies in the blob store; it can be read within the block.
+
+        Raises InputUnreadable and BlobUnreadable, also while it is read.
+        """
+
+    def store_result(self, run_id: RunId, final: FinalReport) -> BlobId:
+        """Store the result in the blob store, before it is reported. Raises RunClosed when that is refused for good."""
+
     def report(self, run_id: RunId, final: FinalReport) -> None:
         """Deliver the final message. Raises RunClosed when the server refuses it for good."""
 
-    def forward(self, request: ProxiedRequest) -> ProxiedResponse:
-        """Pass an algorithm's call on with the algorithm's own token. Raises ServerUnreachable only."""
+    def forward(self, request: ProxiedRequest) -> AbstractContextManager[ProxiedResponse]:
+        """Pass an algorithm's call on with the algorithm's own token; the answer is open within the block.
+
+        Raises ServerUnreachable only, also while the answer is read.
+        """
+
+    def find_task(self, task_id: TaskId) -> Task | None:
+        """Look a task up; None when the server has none or does not show it."""
+
+    def organization_name(self, organization_id: OrganizationId) -> str | None:
+        """Look the name of an organization up; None when the server has none or does not show it."""
+
+    def store_url(self, store_id: int) -> str | None:
+        """Look the address of an algorithm store up; None when the server has none or does not show it."""
+
+
+class Stores(Protocol):
+    """The algorithm stores; which of them may be asked is decided before."""
+
+    def approval(self, url: str, *, image: str, digest: str) -> Approval:
+        """Ask a store whether it approved this image with this very content. Raises StoreUnreachable.
+
+        A store that stays silent for too long gives no approval.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +186,16 @@ class Channel(Protocol):
 
     def tell_node(self, facts: Mapping[str, object]) -> None:
         """Share what the owner allows to be known of this node."""
+
+    def tell_log(self, run: Run, piece: LogPiece) -> None:
+        """Send what a running algorithm wrote; the server adds it to the log it has."""
+
+
+class LiveLogs(Protocol):
+    """The logs of running algorithms while they are written."""
+
+    def keep_up(self, runs: Collection[Run]) -> list[LogPiece]:
+        """Follow exactly these runs, and give what was read of them since the last time; does not wait."""
 
 
 # --- engine ---------------------------------------------------------------------------------------------------
@@ -179,8 +240,17 @@ class Runtime(Protocol):
     def find_container(self, run_id: RunId) -> ContainerId | None:
         """Find the container of a run by its exact name and our label."""
 
-    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
-        """Write the log (stdout and stderr) into a file: head and tail, at most *limit* bytes, the cut marked."""
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int, mask: LogMask) -> None:
+        """Write the log (stdout and stderr) into a file: head and tail, at most *limit* bytes, the cut marked.
+
+        *mask* sees the whole log, before anything is left out.
+        """
+
+    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+        """Yield what the container writes after the moment *since*, as it happens; empty means from the beginning.
+
+        Ends when the container does, or when the engine goes away. Raises EngineUnreachable also while it is read.
+        """
 
     def remove(self, container: ContainerId) -> None:
         """Remove the container and its anonymous volumes, running or not; already gone is fine."""
@@ -227,11 +297,23 @@ class Journal(Protocol):
 class RunFolders(Protocol):
     """The private directories of runs and jobs. Every call may raise DiskFull."""
 
-    def store_input(self, run_id: RunId, content: bytes) -> None:
-        """Keep the input; does nothing when the container's folder has it already."""
+    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> None:
+        """Keep the input; does nothing when the container's folder has it already.
+
+        What *content* raises passes through, and nothing is kept then.
+        """
 
     def has_input(self, run_id: RunId) -> bool:
         """Tell whether the input is kept."""
+
+    def read_input(self, run_id: RunId, *, limit: int) -> bytes | None:
+        """Give the input as the algorithm will read it; None when it is larger than *limit* bytes, or is not there."""
+
+    def store_context(self, run_id: RunId, content: bytes) -> None:
+        """Keep the run's description, for the container's folder to take over."""
+
+    def has_context(self, run_id: RunId) -> bool:
+        """Tell whether the run's description is kept."""
 
     def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> "Folders":
         """Make everything ready that the container mounts; an output that exists already is left alone."""
@@ -251,6 +333,15 @@ class RunFolders(Protocol):
 
     def final_log(self, run_id: RunId, note: str) -> Path | None:
         """Give the file with the log as the researcher gets it: the captured log, then *note*; None when both are empty."""
+
+    def final_note(self, run_id: RunId, note: str) -> Path:
+        """Give a file with *note* alone, for a researcher who does not get the log."""
+
+    def live_mark(self, run_id: RunId) -> LiveMark:
+        """Say how far the run's log was sent while it ran."""
+
+    def keep_live_mark(self, run_id: RunId, mark: LiveMark) -> None:
+        """Note how far the run's log was sent; of a run that is gone, nothing is kept."""
 
     def result_path(self, run_id: RunId) -> Path | None:
         """Give the file with the captured result; None when there is none."""

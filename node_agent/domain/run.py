@@ -8,6 +8,8 @@ from node_agent.domain.task import Task
 
 RunId = NewType("RunId", int)
 ContainerId = NewType("ContainerId", str)
+BlobId = NewType("BlobId", str)
+"""Names what lies in the server's blob store: an input or a result, instead of standing in the server's books."""
 
 
 class State(IntEnum):
@@ -81,6 +83,10 @@ class Run:
     """Why it ended so, in words for the researcher; empty when all went well."""
     fault: str = ""
     """What is wrong with the run as the server sent it; such a run fails when it is admitted."""
+    input_blob: BlobId | None = None
+    """Where the input lies in the server's blob store, where the result belongs then; None when there is no such store."""
+    result_blob: BlobId | None = None
+    """Where the result lies, once it was stored: it is not stored twice."""
     announced: Status = Status.PENDING
     claimed_at: float | None = None
     """When the server was told that this node took the run (its `started_at`)."""

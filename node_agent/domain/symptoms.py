@@ -36,6 +36,10 @@ _TELL_TALES: Final[tuple[tuple[tuple[str, ...], _Sentence], ...]] = (
         lambda _: "writing below /tmp, /mnt/tmp and the run's own folder only",
     ),
     (
+        ("permission denied", "operation not permitted"),
+        lambda _: "running as a user without rights only, not as the image's own (hardening.relax)",
+    ),
+    (
         ("name or service not known", "temporary failure in name resolution", "network is unreachable"),
         lambda _: "no network but the server's calls through the proxy",
     ),

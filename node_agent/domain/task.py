@@ -32,6 +32,8 @@ class Task:
     parent_id: TaskId | None = None
     init_org_id: OrganizationId | None = None
     init_user_id: int | None = None
+    init_user_name: str | None = None
+    """What the server calls the user; the servers of vantage6 do not tell nodes."""
     study_id: int | None = None
     store_id: int | None = None
     databases: tuple[DatabaseRequest, ...] = ()

@@ -2,6 +2,9 @@
 
 Owns what an algorithm may say and how it is answered. Everything a container sends is untrusted: parsed and bounded
 here, before anything is forwarded. Knows no server address and no credential but the one the container shows.
+
+Bodies never lie in memory as a whole. An answer is complete before its first byte goes out: what fails on the way can
+still be said in a status, and a container that reads slowly holds a file and no thread.
 """
 
 import json
@@ -10,38 +13,40 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import structlog
 from werkzeug.wrappers import Request, Response
+from werkzeug.wsgi import wrap_file
 
-from node_agent.domain.ports import ProxiedRequest, ProxiedResponse
+from node_agent.domain.ports import Body, ProxiedRequest, ProxiedResponse
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
-from node_agent.errors import ServerUnreachable
+from node_agent.errors import AccessDenied, ServerUnreachable
+from node_agent.payload.longtext import BadJson, JsonTooLarge, spool_json
 from node_agent.proxy.routes import Route, Treatment, WrongMethod, find_route
-from node_agent.proxy.sealer import PlainSealer, Sealer
+from node_agent.proxy.sealer import CannotSeal, Sealer
+from node_agent.proxy.spool import NoRoom, Spool, SpooledBody
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = structlog.get_logger()
 
-MAX_BODY = 256 << 20
 MAX_QUERY = 4096
 MAX_PER_RUN = 12
 """Calls of one run at a time: fewer than there are threads, so that no run keeps the others out."""
-LARGE = 1 << 20
-MAX_LARGE = 2
-"""Large bodies are in memory while they travel: so many at a time."""
+MAX_SKELETON = 4 << 20
+"""What of a JSON body is parsed in memory: all but its long texts."""
 
 _BEARER = re.compile(r"Bearer ([A-Za-z0-9._~+/=-]{1,8192})")
 _QUERY = re.compile(r"[!-~]*")
 _OK, _CREATED = 200, 201
+_PIECE = 256 << 10
 
-Forward = Callable[[ProxiedRequest], ProxiedResponse]
+Forward = Callable[[ProxiedRequest], AbstractContextManager[ProxiedResponse]]
 
 
 class Refusal(Exception):
@@ -62,16 +67,20 @@ class ProxyApp:
         forward: Forward,
         run_of_token: Callable[[str], RunId | None],
         on_subtask: Callable[[RunId], None],
-        sealer: Sealer | None = None,
-        max_body: int = MAX_BODY,
+        spool: Spool,
+        max_body: int,
     ) -> None:
         self._forward = forward
         self._run_of_token = run_of_token
         self._on_subtask = on_subtask
-        self._sealer = sealer or PlainSealer()
+        self._spool = spool
         self._max_body = max_body
         self._turns = _Turns(MAX_PER_RUN)
-        self._large = threading.BoundedSemaphore(MAX_LARGE)
+        self._sealer: Sealer | None = None
+
+    def seal_with(self, sealer: Sealer) -> None:
+        """Begin to pass payloads on, now that it is known how they travel."""
+        self._sealer = sealer
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one call; whatever happens, the algorithm gets JSON and the proxy lives on."""
@@ -118,50 +127,127 @@ class ProxyApp:
         return run
 
     def _pass(self, request: Request, route: Route, token: Secret | None) -> Response:
-        with self._room_for(request):
+        with _refusals(), ExitStack() as stack:
+            passage = _Passage(request, self._spool, self._max_body, stack)
             call = ProxiedRequest(
                 method=route.method,
                 path=route.path,
                 query=_query_of(request, route),
                 token=token,
-                body=self._sealed(request, route),
+                body=self._sealed(passage, route),
                 content_type=_content_type(route),
             )
-            return self._opened(route, self._forwarded(call))
+            with self._forward(call) as answer:
+                status, content_type = answer.status, answer.content_type
+                body = passage.keep(answer.body)
+            opened = self._opened(passage, route, body) if status == _OK else body
+            return passage.response(opened, status, content_type or "application/json")
 
-    @contextmanager
-    def _room_for(self, request: Request) -> Iterator[None]:
-        if (request.content_length or 0) <= LARGE:
-            yield
-            return
-        with self._large:
-            yield
-
-    def _forwarded(self, call: ProxiedRequest) -> ProxiedResponse:
-        try:
-            return self._forward(call)
-        except ServerUnreachable as error:
-            raise Refusal(502, "The server cannot be reached from this node now.") from error
-
-    def _sealed(self, request: Request, route: Route) -> bytes:
+    def _sealed(self, passage: "_Passage", route: Route) -> Body | None:
         if route.treatment is Treatment.NEW_TASK:
-            return self._sealer.seal_inputs(_task_of(self._body(request)))
+            body = passage.received()
+            return self._ready_sealer().seal_inputs(body, _task_of(body, passage))
         if route.treatment is Treatment.BLOB_UP:
-            return self._sealer.seal_blob(self._body(request))
-        return b""
+            return self._ready_sealer().seal_blob(passage.received(), passage.reader)
+        return None
 
-    def _body(self, request: Request) -> bytes:
-        if (request.content_length or 0) > self._max_body:
+    def _opened(self, passage: "_Passage", route: Route, body: SpooledBody) -> SpooledBody:
+        if route.treatment in {Treatment.RESULT, Treatment.RESULT_LIST}:
+            return passage.changed(body, self._ready_sealer().open_results(body, passage.parsed))
+        if route.treatment is Treatment.BLOB_DOWN:
+            return passage.changed(body, self._ready_sealer().open_blob(body))
+        return body
+
+    def _ready_sealer(self) -> Sealer:
+        if self._sealer is None:
+            raise Refusal(503, "This node is still starting.", {"Retry-After": "1"})
+        return self._sealer
+
+
+class _Passage:
+    """The bodies of one call; all but the answer are gone when *stack* is closed."""
+
+    def __init__(self, request: Request, spool: Spool, max_body: int, stack: ExitStack) -> None:
+        self._request = request
+        self._spool = spool
+        self._max_body = max_body
+        self._stack = stack
+        self._owner = request.remote_addr or ""
+        self._handed_over: SpooledBody | None = None
+
+    @property
+    def reader(self) -> str:
+        """Give the public key that the caller wants the body sealed for."""
+        return self._request.headers.get("X-Public-Key", "")
+
+    def received(self) -> Body:
+        """Give the body of the call."""
+        length = self._request.content_length or 0
+        if length > self._max_body:
             raise Refusal(413, f"The body is larger than the {self._max_body} bytes this node passes on.")
-        return request.get_data(cache=False)
+        return _Received(self._request.environ["wsgi.input"], length)
 
-    def _opened(self, route: Route, answer: ProxiedResponse) -> Response:
-        body = answer.body
-        if answer.status == _OK and route.treatment in {Treatment.RESULT, Treatment.RESULT_LIST}:
-            body = self._sealer.open_results(body)
-        if answer.status == _OK and route.treatment is Treatment.BLOB_DOWN:
-            body = self._sealer.open_blob(body)
-        return Response(body, answer.status, content_type=answer.content_type or "application/json")
+    def keep(self, pieces: Iterable[bytes]) -> SpooledBody:
+        """Take a body in as it comes."""
+        body = self._begun()
+        for piece in pieces:
+            if body.length + len(piece) > self._max_body:
+                raise Refusal(
+                    502, f"The server's answer is larger than the {self._max_body} bytes this node passes on."
+                )
+            body.append(piece)
+        return body
+
+    def parsed(self, body: Body) -> object:
+        """Read JSON, its long texts left on disk for the time of the call. Raises BadJson."""
+        place = self._stack.enter_context(self._spool.place(self._owner, body.length))
+        return spool_json(body, place, limit=self._max_body, skeleton=MAX_SKELETON)
+
+    def changed(self, before: SpooledBody, after: Body) -> SpooledBody:
+        """Take a body in that was made from another one."""
+        if after is before:
+            return before
+        body = self._begun()
+        for piece in after:
+            body.append(piece)
+        return body
+
+    def response(self, body: SpooledBody, status: int, content_type: str) -> Response:
+        """Hand a body over to whoever sends it."""
+        if body.in_memory:
+            return Response(b"".join(body), status, content_type=content_type)
+        self._handed_over = body
+        return Response(
+            wrap_file(self._request.environ, cast("BinaryIO", body)),
+            status,
+            {"Content-Length": str(body.length)},
+            content_type=content_type,
+            direct_passthrough=True,
+        )
+
+    def _begun(self) -> SpooledBody:
+        body = self._spool.body(self._owner)
+        self._stack.callback(self._done_with, body)
+        return body
+
+    def _done_with(self, body: SpooledBody) -> None:
+        if body is not self._handed_over:
+            body.close()
+
+
+class _Received:
+    """The body of a call, as the HTTP server has kept it."""
+
+    def __init__(self, source: BinaryIO, length: int) -> None:
+        self._source = source
+        self.length = length
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._source.seek(0)
+        left = self.length
+        while left and (piece := self._source.read(min(left, _PIECE))):
+            left -= len(piece)
+            yield piece
 
 
 class _Turns:
@@ -224,17 +310,34 @@ def _query_of(request: Request, route: Route) -> str:
     return str(query)
 
 
-def _task_of(body: bytes) -> bytes:
-    """Give the body of a new task back once it is known to be one."""
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say in HTTP why a call cannot be passed on."""
     try:
-        task = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        yield
+    except (ServerUnreachable, AccessDenied) as error:
+        raise Refusal(502, "The server cannot be reached from this node now.") from error
+    except NoRoom as error:
+        raise Refusal(503, str(error), {"Retry-After": "5"}) from error
+    except CannotSeal as error:
+        raise Refusal(400, str(error)) from error
+    except BadJson as error:
+        raise Refusal(502, f"This node cannot read the server's answer: {error}.") from error
+
+
+def _task_of(body: Body, passage: _Passage) -> Mapping[str, object]:
+    """Read the body of a new task, once it is known to be one."""
+    try:
+        task = passage.parsed(body)
+    except JsonTooLarge as error:
+        raise Refusal(413, f"The body is {error}.") from error
+    except BadJson as error:
         raise Refusal(400, "The body is not valid JSON.") from error
     if not isinstance(task, dict):
         raise Refusal(400, "The body is not a JSON object.")
     if not task.get("organizations"):
         raise Refusal(400, "Organizations missing from input")
-    return body
+    return task
 
 
 def _content_type(route: Route) -> str:

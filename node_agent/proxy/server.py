@@ -1,32 +1,42 @@
 """Where the proxy listens: one address, one port, a bounded number of threads and connections.
 
-Owns the listening socket and the threads behind it. Knows nothing of what is asked or answered.
+Owns the listening socket, the threads behind it, and how bodies come in and go out. Knows nothing of what is asked or
+answered. Bodies come in before a thread is given to their call, and answers go out after it is free again: whoever
+sends or reads slowly keeps nobody waiting.
 """
 
 import errno
 import json
 import socket
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
 from waitress.task import ErrorTask
+from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import close_all
 
 from node_agent.errors import ConfigError
-from node_agent.proxy.app import MAX_BODY
+from node_agent.proxy.spool import NoRoom, Spool
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 log = structlog.get_logger()
 
-THREADS = 16
+THREADS = 32
 CONNECTIONS = 512
+CONNECTIONS_EACH = 64
+"""Of one container: it may not take them all."""
 IDLE_SECONDS = 60
 MAX_HEADER = 64 << 10
+MAX_CHUNK_LINE = 4096
+RECEIVED_AT_ONCE = 16 << 10
+"""Tiny chunks cost the more time the more of them are taken at once."""
 STOP_SECONDS = 5
 _IP_FREEBIND = 15
 """Linux: bind an address this machine does not have yet; the module `socket` has no name for it."""
@@ -35,11 +45,22 @@ _IP_FREEBIND = 15
 class ProxyServer:
     """Serves the proxy in threads of its own."""
 
-    def __init__(self, app: "WSGIApplication", *, address: str, port: int, max_body: int = MAX_BODY) -> None:
+    def __init__(
+        self,
+        app: "WSGIApplication",
+        *,
+        address: str,
+        port: int,
+        spool: Spool,
+        max_body: int,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
         self._app = app
         self._address = address
         self._port = port
+        self._spool = spool
         self._max_body = max_body
+        self._idle_seconds = idle_seconds
         self._server: Any = None  # its published types miss what is used here
         self._thread: threading.Thread | None = None
 
@@ -57,13 +78,17 @@ class ProxyServer:
             sockets=[listening],
             threads=THREADS,
             connection_limit=CONNECTIONS,
-            channel_timeout=IDLE_SECONDS,
-            max_request_body_size=self._max_body,
+            cleanup_interval=max(1, int(self._idle_seconds / 2)),
+            # select() knows no descriptor above 1023, and a large body has one
+            asyncore_use_poll=True,
+            recv_bytes=RECEIVED_AT_ONCE,
+            max_request_body_size=self._max_body + 1,
             max_request_header_size=MAX_HEADER,
             ident=None,
             clear_untrusted_proxy_headers=True,
         )
-        server.channel_class = _Channel
+        server.channel_class = partial(_accepted, self._spool)
+        server.maintenance = partial(_close_idle, server, self._idle_seconds)
         self._server = server
         self._thread = threading.Thread(target=server.run, name="proxy", daemon=True)
         self._thread.start()
@@ -75,7 +100,7 @@ class ProxyServer:
         if server is None or thread is None:
             return
         # everything that is served lives in the loop's own thread, so it is closed there
-        server.trigger.pull_trigger(lambda: close_all(server._map, ignore_all=True))  # noqa: SLF001
+        server.trigger.pull_trigger(lambda: _close_everything(server))
         thread.join(STOP_SECONDS)
         server.task_dispatcher.shutdown(cancel_pending=True, timeout=STOP_SECONDS)
         self._server = self._thread = None
@@ -106,6 +131,69 @@ def _binding_fault(error: OSError, address: str, port: int) -> ConfigError:
     )
 
 
+def _accepted(spool: Spool, server: Any, line: socket.socket, address: Any, adj: Any, **more: Any) -> None:
+    """Serve a new connection, unless its container has too many."""
+    theirs = sum(channel.addr[0] == address[0] for channel in server.active_channels.values())
+    if theirs >= CONNECTIONS_EACH:
+        line.close()
+        return
+    channel = _Channel(server, line, address, adj, **more)
+    channel.parser_class = partial(_Parser, spool=spool, owner=address[0])
+
+
+def _close_everything(server: Any) -> None:
+    for channel in list(server.active_channels.values()):
+        channel.handle_close()
+    close_all(server._map, ignore_all=True)  # noqa: SLF001
+
+
+def _close_idle(server: Any, seconds: float, now: float) -> None:
+    """Close the connections on which nothing moves, also those whose container does not read its answer."""
+    for channel in list(server.active_channels.values()):
+        if not channel.requests and channel.last_activity < now - seconds:
+            channel.handle_close()
+
+
+class _Parser(HTTPRequestParser):
+    """Reads one request; its body goes to the spool."""
+
+    body_rcv: Any
+
+    def __init__(self, adj: Any, *, spool: Spool, owner: str) -> None:
+        super().__init__(adj)
+        self._spool = spool
+        self._owner = owner
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        if self.body_rcv is not None:
+            self.body_rcv.buf = self._spool.body(self._owner)
+
+    def received(self, data: bytes) -> int:
+        try:
+            consumed: int = super().received(data)
+        except NoRoom as error:
+            return self._refused(_Unavailable(str(error)), data)
+        if _line_length(self.body_rcv) > MAX_CHUNK_LINE:
+            return self._refused(BadRequest("A line of the chunked body is too long"), data)
+        return consumed
+
+    def _refused(self, error: Error, data: bytes) -> int:
+        self.error = error
+        self.completed = True
+        return len(data)
+
+
+def _line_length(receiver: Any) -> int:
+    """Say how much of a chunk's size, or of what follows the last chunk, is waiting for its end."""
+    return max(len(getattr(receiver, name, b"")) for name in ("control_line", "trailer"))
+
+
+class _Unavailable(Error):
+    code = 503
+    reason = "Service Unavailable"
+
+
 class _SpokenError:
     """An error of the HTTP layer in the words and the form algorithms know."""
 
@@ -129,3 +217,23 @@ class _ErrorTask(ErrorTask):
 
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
+    # its published types miss what is used here
+    parser_class: Any
+    request: Any
+    requests: Any
+    requests_lock: Any
+
+    def service(self) -> None:
+        with self.requests_lock:
+            # a thread would wait for the reader of the first answer before it begins the second
+            for early in self.requests[1:]:
+                early.close()
+                self.requests[0].headers["CONNECTION"] = "close"
+            del self.requests[1:]
+        super().service()
+
+    def handle_close(self) -> None:
+        # it stays in its place: this may be called while it is read
+        if self.request is not None:
+            self.request.close()
+        super().handle_close()

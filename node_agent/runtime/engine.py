@@ -5,14 +5,15 @@ Owns every call about images and containers. Must not know what a run is for: it
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
 import requests
 from docker import APIClient
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, DockerException, NotFound
 
 from node_agent.domain.container import (
     ContainerReport,
@@ -25,6 +26,7 @@ from node_agent.domain.container import (
 from node_agent.domain.policy import ImageName, parse_image
 from node_agent.domain.ports import Network
 from node_agent.domain.run import ContainerId, RunId
+from node_agent.domain.runlogs import LogEntry, LogMask
 from node_agent.errors import (
     ConfigError,
     ContainerLost,
@@ -36,16 +38,16 @@ from node_agent.errors import (
 )
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.logcut import copy_cut
+from node_agent.runtime.logfollow import entries_after, since_parameter
 from node_agent.runtime.pulling import (
     PullStory,
-    RegistryLogin,
     exact_reference,
     known_digest,
-    login_header,
     refusal,
     verified_digest,
 )
 from node_agent.runtime.reading import report_of, run_of_labels, seconds_of
+from node_agent.runtime.registries import Account, RegistryAccounts, registry_of
 from node_agent.runtime.spec import LABEL_NAME, EngineTraits, container_config, differences, labels
 from node_agent.runtime.stream import StreamStalled, lines_of
 
@@ -60,6 +62,8 @@ KILL_SECONDS = 60
 _KILLED = 137
 _NOT_FOUND = 404
 _CONFLICT = 409
+# How engines say that there is no GPU, or nothing that could hand it in.
+_NO_GPU = ("could not select device driver", "nvidia-container", "nvidia driver", "unresolvable cdi devices")
 # The engine is short of something for now; the container itself is as good as before.
 _PASSING = (
     "no available ipv4 addresses",
@@ -69,6 +73,10 @@ _PASSING = (
     "no space left on device",
     "deadline exceeded",
     "context canceled",
+)
+_NO_RIGHTS = (
+    "This node runs algorithms as a user without rights, whatever user the image names; what it runs must be readable to "
+    "everybody. The owner of the node can make an exception for the image (hardening.relax)."
 )
 
 
@@ -81,13 +89,13 @@ class DockerEngine:
         connection: EngineConnection,
         network: Network,
         *,
-        logins: Sequence[RegistryLogin] = (),
+        accounts: RegistryAccounts | None = None,
         pull_patience: float = PULL_PATIENCE,
     ) -> None:
         self._name = name
         self._connection = connection
         self._network = network
-        self._logins = tuple(logins)
+        self._accounts = accounts or RegistryAccounts()
         self._pull_patience = pull_patience
 
     # --- images -----------------------------------------------------------------------------------------------
@@ -107,13 +115,14 @@ class DockerEngine:
     def registry_digest(self, reference: str) -> str:
         """Ask the registry which digest *reference* has now."""
         image = _parsed(reference)
+        account = self._accounts.account_for(registry_of(image))
         with self._connection.client() as client:
             response = client.get(
                 _url(client, f"/distribution/{exact_reference(image)}/json"),
-                headers=login_header(image, self._logins),
+                headers=account.header if account else {},
                 timeout=client.timeout,
             )
-        _raise_refused(reference, response)
+        _raise_refused(reference, response, account)
         return str(response.json()["Descriptor"]["digest"])
 
     def pull_image(
@@ -136,7 +145,7 @@ class DockerEngine:
         with self._connection.client() as client:
             try:
                 for line in lines_of(
-                    lambda: self._open_pull(reference, image),
+                    lambda: self._open_pull(story, image),
                     patience=self._pull_patience,
                     tick=PULL_TICK,
                     on_tick=look_up,
@@ -149,16 +158,19 @@ class DockerEngine:
             look_up()
             return self._verified(client, image, story.digest)
 
-    def _open_pull(self, reference: str, image: ImageName) -> requests.Response:
+    def _open_pull(self, story: PullStory, image: ImageName) -> requests.Response:
+        # here, in a thread that can be left: a credential helper may take its time
+        account = self._accounts.account_for(registry_of(image))
+        story.account = account.source if account else ""
         with self._connection.client() as client:
             response = client.post(
                 _url(client, "/images/create"),
                 params={"fromImage": image.name, "tag": image.digest or image.tag or "latest"},
-                headers=login_header(image, self._logins),
+                headers=account.header if account else {},
                 stream=True,
                 timeout=(client.timeout, self._pull_patience + 10),
             )
-        _raise_refused(reference, response)
+        _raise_refused(story.reference, response, account)
         return response
 
     def _verified(self, client: APIClient, image: ImageName, announced: str | None) -> PinnedImage:
@@ -269,14 +281,30 @@ class DockerEngine:
         ours = present.get(LABEL_NAME) == self._name and run_of_labels(present) == run_id
         return ContainerId(found["Id"]) if ours else None
 
-    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
-        """Write the log into a file: head and tail, at most *limit* bytes, the cut marked."""
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int, mask: LogMask) -> None:
+        """Write the masked log into a file: head and tail, at most *limit* bytes, the cut marked."""
         with self._connection.client() as client:
             try:
                 chunks = client.logs(container, stdout=True, stderr=True, stream=True, follow=False)
-                copy_cut(chunks, into, limit=limit)
+                copy_cut(mask(chunks), into, limit=limit)
             except NotFound:
                 return
+
+    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+        """Yield what the container writes after *since*, as it happens, until it ends."""
+        with self._connection.client() as client:
+            try:
+                frames = client.logs(
+                    container, stream=True, follow=True, timestamps=True, **since_parameter(since)
+                )
+            except NotFound:
+                return
+            try:
+                yield from entries_after(since, frames)
+            finally:
+                # whoever has read enough must not leave a connection behind that the engine keeps filling
+                with suppress(DockerException, OSError, AttributeError, ValueError):
+                    frames.close()
 
     def remove(self, container: ContainerId) -> None:
         """Remove the container and its anonymous volumes, running or not; already gone is fine."""
@@ -343,7 +371,7 @@ def _url(client: APIClient, path: str) -> str:
     return f"{client.base_url}/v{client.api_version}{path}"
 
 
-def _raise_refused(reference: str, response: requests.Response) -> None:
+def _raise_refused(reference: str, response: requests.Response, account: Account | None) -> None:
     if response.ok:
         return
     try:
@@ -352,7 +380,7 @@ def _raise_refused(reference: str, response: requests.Response) -> None:
         text = f"the engine answered {response.status_code}"
     finally:
         response.close()
-    raise refusal(reference, text)
+    raise refusal(reference, text, account=account.source if account else "")
 
 
 def _created(client: APIClient, spec: ContainerSpec, config: Mapping[str, Any]) -> ContainerId:
@@ -422,6 +450,11 @@ def _start(client: APIClient, container: ContainerId) -> None:
     except APIError as error:
         if error.status_code == _NOT_FOUND and "no such container" in str(error.explanation).lower():
             raise ContainerLost("The container is gone.") from error
+        if any(words in engine_text(error).lower() for words in _NO_GPU):
+            raise StartFailed(
+                f"This node gives the image a GPU (policy.gpu), and its engine has none: {engine_text(error)}.",
+                hint="The owner of the node must install the engine's support for GPUs, or leave the image out.",
+            ) from error
         raise _start_failure("started", error) from error
 
 
@@ -429,7 +462,9 @@ def _start_failure(what: str, error: APIError) -> StartFailed | EngineUnreachabl
     said = engine_text(error)
     if any(words in said.lower() for words in _PASSING):
         return EngineUnreachable(f"The engine cannot have the container {what} now: {said}.")
-    return StartFailed(f"The container could not be {what}: {said}.")
+    # what an image keeps below /root is closed to a user without rights
+    hint = _NO_RIGHTS if "permission denied" in said.lower() else ""
+    return StartFailed(f"The container could not be {what}: {said}.", hint=hint)
 
 
 def _run_of_event(line: bytes) -> RunId | None:

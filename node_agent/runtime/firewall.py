@@ -9,6 +9,7 @@ says what it could do, and the probe says what is so.
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from node_agent.runtime.connection import one_line
@@ -40,16 +41,18 @@ def table_name(name: str) -> str:
     return f"node_agent_{short_hash(name)}"
 
 
-def rules(name: str, *, gateway: str, proxy_port: int) -> str:
-    """Write the table: from the bridge only the proxy is reachable, and nothing passes through it."""
+def rules(name: str, *, gateway: str, proxy_port: int, gates: Iterable[int] = ()) -> str:
+    """Write the table: from the bridge only the proxy and the *gates* are reachable, and nothing passes through it."""
     table, bridge = table_name(name), bridge_name(name)
+    further = sorted({*gates} - {proxy_port})
+    ports = f"{{ {', '.join(map(str, [proxy_port, *further]))} }}" if further else f"{proxy_port}"
     return f"""\
 table inet {table}
 delete table inet {table}
 table inet {table} {{
   chain input {{
     type filter hook input priority -10; policy accept;
-    iifname "{bridge}" ip daddr {gateway} tcp dport {proxy_port} accept
+    iifname "{bridge}" ip daddr {gateway} tcp dport {ports} accept
     iifname "{bridge}" drop
   }}
   chain forward {{
@@ -61,9 +64,9 @@ table inet {table} {{
 """
 
 
-def ensure_firewall(name: str, *, gateway: str, proxy_port: int) -> FirewallFacts:
+def ensure_firewall(name: str, *, gateway: str, proxy_port: int, gates: Iterable[int] = ()) -> FirewallFacts:
     """Load the table in one atomic step, replacing an earlier one of this agent."""
-    return _nft(rules(name, gateway=gateway, proxy_port=proxy_port))
+    return _nft(rules(name, gateway=gateway, proxy_port=proxy_port, gates=gates))
 
 
 def remove_firewall(name: str) -> FirewallFacts:

@@ -1,4 +1,4 @@
-"""The isolated network of the runs: an internal bridge from which only the proxy can be reached.
+"""The isolated network of the runs: an internal bridge from which only the proxy and the gates can be reached.
 
 Owns the network's properties and its check; the firewall rule is in firewall.py, the proof in probe.py. Must not know
 which containers are attached.
@@ -188,10 +188,13 @@ class PreparedNetwork:
     firewall: FirewallFacts
 
 
-def prepare_network(network: IsolatedNetwork, *, name: str, proxy_port: int) -> PreparedNetwork:
+def prepare_network(
+    network: IsolatedNetwork, *, name: str, proxy_port: int, gates: Iterable[int] = ()
+) -> PreparedNetwork:
     """Create the network and load the firewall rule; both may be repeated at any time."""
     facts = network.ensure_network()
-    return PreparedNetwork(facts, ensure_firewall(name, gateway=facts.gateway, proxy_port=proxy_port))
+    firewall = ensure_firewall(name, gateway=facts.gateway, proxy_port=proxy_port, gates=gates)
+    return PreparedNetwork(facts, firewall)
 
 
 def remove_network(network: IsolatedNetwork, *, name: str) -> FirewallFacts:

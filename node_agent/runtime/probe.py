@@ -48,6 +48,7 @@ class Check(StrEnum):
     NAMES = "names"
     WAY_OUT = "way_out"
     PROXY = "proxy"
+    GATES = "gates"
     LIMITS = "limits"
     HARDENING = "hardening"
     PROBE = "probe"
@@ -87,6 +88,8 @@ class ProbePlan:
     limits: ContainerLimits
     proxy_port: int | None
     """None while no proxy listens: then its port is left out."""
+    gates: tuple[int, ...] = ()
+    """Further ports of this machine that runs are meant to reach; empty while nothing listens there."""
     firewall: FirewallFacts
     image: str | None = None
     """An image with python3, for an agent whose own Python is not at the same place on the engine's machine."""
@@ -164,6 +167,7 @@ def _doors(network: NetworkFacts, plan: ProbePlan, canary: _Canary, neighbour: s
     tcp["neighbour"] = (neighbour, NEIGHBOUR_PORT)
     if plan.proxy_port is not None:
         tcp["proxy"] = (network.gateway, plan.proxy_port)
+    tcp |= {f"gate {port}": (network.gateway, port) for port in plan.gates}
     return {
         "do": "look",
         "token": canary.token,
@@ -210,7 +214,7 @@ class _Probes:
         with self._connection.client() as client:
             code = client.wait(container, timeout=SECONDS)["StatusCode"]
         text = io.BytesIO()
-        self._engine.copy_log(container, text, limit=_LOG_LIMIT)
+        self._engine.copy_log(container, text, limit=_LOG_LIMIT, mask=iter)
         try:
             seen = json.loads(text.getvalue())
         except ValueError as error:
@@ -317,8 +321,20 @@ def judge(seen: Mapping[str, Any], heard: frozenset[str], plan: ProbePlan) -> It
             text=f"Runs cannot reach the proxy on port {plan.proxy_port}.",
             hint="A firewall of this machine may be closed to the containers' interface: allow that port there.",
         )
+    yield from _shut_gates(seen["reached"], plan)
     yield from _loose_limits(seen["limits"], plan.limits)
     yield from _loose_hardening(seen, plan)
+
+
+def _shut_gates(answers: Mapping[str, str], plan: ProbePlan) -> Iterator[Finding]:
+    shut = [port for port in plan.gates if answers[f"gate {port}"] != "open"]
+    if shut:
+        yield Finding(
+            check=Check.GATES,
+            text=f"Runs cannot reach what was opened for them (egress, databases) on port {', '.join(map(str, shut))}.",
+            hint="Run `node-agent network ensure -c FILE` as root after a change of egress or databases, and"
+            " allow these ports for the containers' interface in this machine's firewall.",
+        )
 
 
 def _open_host(reached: set[str], plan: ProbePlan) -> Iterator[Finding]:

@@ -3,19 +3,15 @@
 Owns the words of engines and registries about images. Must not talk to either.
 """
 
-import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from node_agent.domain.container import PullProgress
 from node_agent.domain.policy import DIGEST, ImageName
-from node_agent.domain.secret import Secret
 from node_agent.errors import DiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
 from node_agent.runtime.connection import one_line, readable
-
-DOCKER_HUB = "docker.io"
 
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 _REGISTRY_AWAY = (
@@ -51,43 +47,6 @@ _MISSING = (
 )
 
 
-class RegistryLogin(Protocol):
-    """How to log in to one registry."""
-
-    @property
-    def host(self) -> str:
-        """Host and port, as image names begin with."""
-
-    @property
-    def username(self) -> str:
-        """Who logs in."""
-
-    @property
-    def password(self) -> Secret:
-        """The password or access token."""
-
-
-def registry_of(image: ImageName) -> str:
-    """Name the registry an image comes from."""
-    first, slash, _ = image.name.partition("/")
-    named = slash and ("." in first or ":" in first or first == "localhost")
-    return first if named else DOCKER_HUB
-
-
-def login_header(image: ImageName, logins: Iterable[RegistryLogin]) -> dict[str, str]:
-    """Give the header that logs in to the registry of *image*; nothing where no login is configured."""
-    host = registry_of(image)
-    for login in logins:
-        if login.host == host:
-            account = {
-                "username": login.username,
-                "password": login.password.reveal(),
-                "serveraddress": host,
-            }
-            return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(account).encode()).decode()}
-    return {}
-
-
 def exact_reference(image: ImageName) -> str:
     """Write an image name the way the engine looks it up: a digest decides over a tag."""
     if image.digest is not None:
@@ -95,8 +54,11 @@ def exact_reference(image: ImageName) -> str:
     return f"{image.name}:{image.tag or 'latest'}"
 
 
-def refusal(reference: str, text: str) -> NodeAgentError:
-    """Turn a complaint about pulling *reference* into the error that says who must act."""
+def refusal(reference: str, text: str, *, account: str = "") -> NodeAgentError:
+    """Turn a complaint about pulling *reference* into the error that says who must act.
+
+    *account* says where the account came from that the registry was asked with; empty when with none.
+    """
     said, words = readable(text), text.lower()
     if _any(words, _DISK_FULL):
         return DiskFull(
@@ -105,11 +67,7 @@ def refusal(reference: str, text: str) -> NodeAgentError:
         )
     # Denied first: some registries put a link with "not found" or a port in the same sentence.
     if _any(words, _DENIED):
-        return ImageMissing(
-            f"The registry does not hand out the image {reference}: {said}.",
-            hint="Is the name right? If the image is private, the node needs a login for the registry"
-            " (images.registries).",
-        )
+        return ImageMissing(f"The registry does not hand out the image {reference}: {said}.", hint=_advice(account))
     if _any(words, _REGISTRY_AWAY):
         return RegistryUnreachable(f"The registry of {reference} does not answer: {said}.")
     if _any(words, _MISSING):
@@ -117,6 +75,18 @@ def refusal(reference: str, text: str) -> NodeAgentError:
             f"There is no image {reference}: {said}.", hint="Is the name right, was it pushed?"
         )
     return RegistryUnreachable(f"The image {reference} could not be pulled: {said}.")
+
+
+def _advice(account: str) -> str:
+    if account:
+        return (
+            f"This node has a login for the registry ({account}), which is wrong, has expired, or may not read this image: "
+            "the owner of the node must look at it."
+        )
+    return (
+        "Is the name right? If the image is private, the node needs a login for the registry"
+        " (images.registries, images.docker_config)."
+    )
 
 
 def _any(text: str, parts: Sequence[str]) -> bool:
@@ -128,6 +98,7 @@ class PullStory:
     """What the lines of one pull have said so far."""
 
     reference: str
+    account: str = ""
     digest: str | None = None
     _layers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -143,7 +114,7 @@ class PullStory:
         """Take in one line; a complaint is raised as the error it means."""
         said = _decoded(line)
         if "error" in said or "errorDetail" in said:
-            raise refusal(self.reference, _complaint(said))
+            raise refusal(self.reference, _complaint(said), account=self.account)
         status = str(said.get("status", ""))
         if status.startswith("Digest: "):
             self.digest = status.removeprefix("Digest: ").strip()

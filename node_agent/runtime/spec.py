@@ -17,6 +17,7 @@ LABEL_PROBE = "node-agent.probe"
 PROXY_HOST = "proxyserver"
 LOG_OPTIONS = {"max-size": "100m", "max-file": "2"}
 SHM_SIZE = 64 * 1024 * 1024
+ALL_GPUS: Mapping[str, Any] = {"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": None}
 
 Asked = Mapping[str, Any]
 
@@ -78,7 +79,8 @@ def _host_config(
     return {
         **_confinement(spec, traits),
         **_limits(spec.limits, traits),
-        **_names(network),
+        **_names(spec, network),
+        **({"DeviceRequests": [dict(ALL_GPUS)]} if spec.gpus else {}),
         "NetworkMode": network.name,
         "Mounts": [*map(_bind, spec.mounts), *_tmpfs_for_volumes(spec, volumes)],
         # Exec is left on: R and numba compile into /tmp and load what they compiled.
@@ -131,13 +133,14 @@ def _ulimit(name: str, value: int) -> dict[str, Any]:
     return {"Name": name, "Soft": value, "Hard": value}
 
 
-def _names(network: NetworkFacts) -> dict[str, Any]:
+def _names(spec: ContainerSpec, network: NetworkFacts) -> dict[str, Any]:
+    hosts = {**spec.hosts, **dict.fromkeys((*spec.gateway_names, PROXY_HOST), network.gateway)}
     # A name server that nobody runs: the engine's own one passes outside names on even from an internal network.
     return {
         "Dns": ["127.0.0.1"],
         "DnsSearch": ["."],
         "DnsOptions": ["timeout:1", "attempts:1"],
-        "ExtraHosts": [f"{PROXY_HOST}:{network.gateway}"],
+        "ExtraHosts": [f"{name}:{address}" for name, address in hosts.items()],
     }
 
 
@@ -199,6 +202,13 @@ def _ulimits(value: Any) -> frozenset[tuple[Any, ...]]:
     return frozenset((u.get("Name"), u.get("Soft"), u.get("Hard")) for u in value or ())
 
 
+def _device_requests(value: Any) -> frozenset[str]:
+    # An engine fills what was left open with empty values.
+    return frozenset(
+        ", ".join(f"{key}={request[key]}" for key in sorted(request) if request[key]) for request in value or ()
+    )
+
+
 def _policy(value: Any) -> str:
     return (value or {}).get("Name") or "no"
 
@@ -220,7 +230,7 @@ _COMPARED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "UsernsMode": ("the user namespace", _text),
     "CgroupnsMode": ("the cgroup namespace", _text),
     "Devices": ("the devices", _same),
-    "DeviceRequests": ("the device requests", _same),
+    "DeviceRequests": ("the set of GPUs", _device_requests),
     "DeviceCgroupRules": ("the device rules", _same),
     "OomKillDisable": ("the switched-off OOM killer", bool),
     "Memory": ("the memory limit", _same),

@@ -4,9 +4,11 @@ Owns which call is made for what, which answers end a run, and the few fast trie
 how JSON looks, how long anything is tried beyond a few seconds, or what a run does here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import NoReturn
 
 from tenacity import (
@@ -19,17 +21,32 @@ from tenacity import (
 )
 
 from node_agent.domain.ports import FinalReport, NodeIdentity, OpenRun, ProxiedRequest, ProxiedResponse
-from node_agent.domain.run import RunId, Status
+from node_agent.domain.run import BlobId, RunId, Status
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import TaskId
-from node_agent.errors import RunClosed, RunFailed, ServerUnreachable
+from node_agent.domain.task import OrganizationId, Task, TaskId
+from node_agent.errors import KeyMissing, RunClosed, RunFailed, ServerUnreachable
+from node_agent.payload.chunks import Chunks, Literal, Sequence
+from node_agent.payload.codec import PayloadCodec, PlainCodec, SealedCodec
+from node_agent.payload.keys import PrivateKey
 from node_agent.server import wire
-from node_agent.server.exchange import AnswerTooLarge, Call, Reply, Sends
+from node_agent.server.blobs import Blobs, uncut
+from node_agent.server.exchange import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    SHORT_BODY,
+    AnswerTooLarge,
+    Call,
+    Reply,
+    Sends,
+    Stream,
+)
+from node_agent.server.keys import OrganizationKeys
 from node_agent.server.listing import list_runs
-from node_agent.server.payload import PayloadCodec, PlainCodec
+from node_agent.server.spool import Spool
 from node_agent.server.tokens import Tokens
 
-FORWARD_LIMIT = 256 * 1024 * 1024
+LISTING_LIMIT = 1024 * 1024 * 1024
+"""What one answer with inputs may take on disk; the databases behind the server hold no longer text."""
 REPORT_SECONDS = 300.0
 # the connection's time-out also bounds the sending of each piece, and servers pause while they store
 REPORT_CONNECT_SECONDS = 30.0
@@ -38,6 +55,7 @@ _TOKEN_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_EN
 _GATEWAY = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+_NOT_SHOWN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 _NO_SUCH_TASK = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
 _TASK_GONE, _TASK_OVER = "does not exist", "already finished"
 
@@ -71,13 +89,18 @@ class HttpServer:
         exchange: Sends,
         tokens: Tokens,
         *,
-        codec: PayloadCodec | None = None,
+        key: PrivateKey | None = None,
+        spool: Path | None = None,
         patience: Retrying | None = None,
     ) -> None:
         self._exchange = exchange
         self._tokens = tokens
-        self._codec = codec or PlainCodec()
         self._patience = patience or brief_patience()
+        self._spool = Spool(spool)
+        self.keys = OrganizationKeys(self._ask)
+        """Public keys, as the server shows them."""
+        self._blobs = Blobs(exchange, tokens, self._ask)
+        self._codec: PayloadCodec = PlainCodec() if key is None else SealedCodec(key, self.keys.of)
 
     def close(self) -> None:
         """Close the connections."""
@@ -93,8 +116,11 @@ class HttpServer:
             collaboration=self._get(f"collaboration/{collaboration_id}"),
         )
 
-    def open_runs(self, task_id: TaskId | None = None) -> Iterator[OpenRun]:
-        """List the open runs of this node (of one task, if given), oldest first, page by page."""
+    def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
+        """List the open runs of this node (of one task, if given), oldest first, page by page.
+
+        The input of a run can be read until the next run is asked for.
+        """
         query: dict[str, str | int] = {
             "state": "open",
             "node_id": self._tokens.node_id(),
@@ -103,18 +129,22 @@ class HttpServer:
         if task_id is not None:
             query["task_id"] = task_id
 
-        def fetch(number: int, size: int) -> wire.Page:
-            paged = {**query, "page": number, "per_page": size}
-            reply = self._ask(Call(method="GET", path="run", query=paged))
-            if task_id is not None and reply.status in _NO_SUCH_TASK:
-                return wire.NO_RUNS
-            return wire.parse_page(_good(reply), self._codec)
+        with self._spool.folder() as spool:
 
-        return list_runs(fetch)
+            def fetch(number: int, size: int) -> wire.Page:
+                paged = {**query, "page": number, "per_page": size}
+                with spool.kept_when_good() as place:
+                    reply = self._ask(_long_answer(Call(method="GET", path="run", query=paged), place.path))
+                    if task_id is not None and reply.status in _NO_SUCH_TASK:
+                        return wire.NO_RUNS
+                    page = wire.parse_page(_good(reply), self._codec)
+                    return replace(page, discard=place.discard)
+
+            yield from list_runs(fetch)
 
     def is_open(self, run_id: RunId) -> bool:
         """Tell whether the server still wants this run."""
-        reply = self._ask(Call(method="GET", path=f"run/{run_id}"))
+        reply = self._ask_about(run_id)
         if reply.status == HTTPStatus.NOT_FOUND:
             return False
         return wire.parse_run_state(_good(reply)).is_open
@@ -145,9 +175,37 @@ class HttpServer:
             )
         raise RunFailed(f"The node could not obtain algorithm container token: {reply.message}")
 
+    @contextmanager
+    def open_input(self, blob: BlobId) -> Iterator[Iterator[bytes]]:
+        """Open an input that lies in the blob store; it can be read within the block.
+
+        Raises InputUnreadable and BlobUnreadable, also while it is read.
+        """
+        with self._blobs.opened(blob) as pieces:
+            yield uncut(self._codec.decode_blob(pieces))
+
+    def store_result(self, run_id: RunId, final: FinalReport) -> BlobId:
+        """Store the result in the blob store, before it is reported. Raises RunClosed when that is refused for good."""
+        if final.result is None:
+            raise AssertionError("no result to store")
+        try:
+            content = self._codec.encode_blob(final.result, reader=final.init_org_id)
+        except KeyMissing as error:
+            self._end_without_result(run_id, final, str(error))
+        reply = self._blobs.store(content)
+        if reply.status in _TOKEN_REFUSED:
+            raise _unexpected(reply)
+        if not _is_good(_settled(reply)):
+            self.keys.forget(final.init_org_id)
+            self._report_refusal(run_id, final, reply)
+        return wire.parse_blob(reply)
+
     def report(self, run_id: RunId, final: FinalReport) -> None:
         """Deliver the final message. Raises RunClosed when the server refuses it for good."""
-        result = self._codec.encode_result(final.result, reader=final.init_org_id)
+        try:
+            result = self._reported_result(final)
+        except KeyMissing as error:
+            self._end_without_result(run_id, final, str(error))
         call = Call(
             method="PATCH",
             path=f"run/{run_id}",
@@ -159,30 +217,60 @@ class HttpServer:
         reply = _settled(self._authorised(call))
         if _is_good(reply) or (_is_closed(reply) and self._arrived_before(run_id, final)):
             return
+        # whatever was wrong with it, the next try begins with the key that the server has then
+        self.keys.forget(final.init_org_id)
         _raise_if_over(run_id, reply)
         self._report_refusal(run_id, final, reply)
 
-    def forward(self, request: ProxiedRequest) -> ProxiedResponse:
-        """Pass an algorithm's call on with the algorithm's own token. Raises ServerUnreachable only."""
+    @contextmanager
+    def forward(self, request: ProxiedRequest) -> Iterator[ProxiedResponse]:
+        """Pass an algorithm's call on with the algorithm's own token; the answer is open within the block.
+
+        Raises ServerUnreachable only, also while the answer is read.
+        """
         if _climbs(request.path):
-            return ProxiedResponse(status=404, content_type="application/json", body=b'{"msg": "Not found"}')
-        call = Call(
-            method=request.method,
-            path=request.path,
-            query=request.query,
-            token=request.token,
-            body=request.body or None,
-            limit=FORWARD_LIMIT,
-        )
-        # a repeated POST could create a task twice
-        repeatable = request.method == "GET"
-        reply = self._patience(self._exchange.send, call) if repeatable else self._exchange.send(call)
-        return ProxiedResponse(status=reply.status, content_type=reply.content_type, body=reply.body)
+            yield ProxiedResponse(status=404, content_type="application/json", body=[b'{"msg": "Not found"}'])
+            return
+        with ExitStack() as stack:
+            call = _forwarded(request)
+
+            def open_call() -> Stream:
+                return stack.enter_context(self._exchange.open(call))
+
+            # a repeated POST could create a task twice
+            stream = self._patience(open_call) if request.method == "GET" else open_call()
+            yield ProxiedResponse(status=stream.status, content_type=stream.content_type, body=stream.pieces)
+
+    # --- what a policy asks for ---
+
+    def find_task(self, task_id: TaskId) -> Task | None:
+        """Look a task up; None when the server has none or does not show it."""
+        reply = self._look_up(f"task/{task_id}")
+        return None if reply is None else wire.parse_task(reply)
+
+    def organization_name(self, organization_id: OrganizationId) -> str | None:
+        """Look the name of an organization up; None when the server has none or does not show it."""
+        reply = self._look_up(f"organization/{organization_id}")
+        return None if reply is None else wire.parse_organization_name(reply)
+
+    def store_url(self, store_id: int) -> str | None:
+        """Look the address of an algorithm store up; None when the server has none or does not show it."""
+        reply = self._look_up(f"algorithmstore/{store_id}")
+        return None if reply is None else wire.parse_store_url(reply)
+
+    def _look_up(self, path: str) -> Reply | None:
+        reply = self._ask(Call(method="GET", path=path))
+        return None if reply.status in _NOT_SHOWN else _good(reply)
 
     # --- calls with the node's own token ---
 
     def _get(self, path: str) -> Reply:
         return _good(self._ask(Call(method="GET", path=path)))
+
+    def _ask_about(self, run_id: RunId) -> Reply:
+        """Ask for one run; the answer repeats the whole input, which is not kept."""
+        with self._spool.folder() as spool:
+            return self._ask(_long_answer(Call(method="GET", path=f"run/{run_id}"), spool.path))
 
     def _update(self, run_id: RunId, body: bytes) -> Reply:
         """Change a run; the answer repeats the whole input, which nobody needs. Raises RunClosed."""
@@ -208,19 +296,45 @@ class HttpServer:
             return reply
         return self._exchange.send(replace(call, token=self._tokens.renew(token)))
 
-    # --- reports that were not taken ---
+    # --- reports ---
+
+    def _reported_result(self, final: FinalReport) -> Chunks:
+        if final.stored_as is not None:
+            return Literal(final.stored_as.encode())
+        return self._codec.encode_result(final.result, reader=final.init_org_id)
+
 
     def _arrived_before(self, run_id: RunId, final: FinalReport) -> bool:
         """Tell whether an earlier try of this very report was taken although its answer got lost."""
-        reply = self._ask(Call(method="GET", path=f"run/{run_id}"))
+        reply = self._ask_about(run_id)
         return _is_good(reply) and wire.is_told(wire.parse_run_state(reply), final)
 
     def _report_refusal(self, run_id: RunId, final: FinalReport, refused: Reply) -> NoReturn:
         """End a run whose report the server will never take, so that nobody waits for it."""
         why = "it is too large" if refused.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else refused.message
-        reason = f"The server refused the result of this run: {why}"
+        self._end_without_result(run_id, final, f"The server refused the result of this run: {why}")
+
+    def _end_without_result(self, run_id: RunId, final: FinalReport, reason: str) -> NoReturn:
         self._update(run_id, wire.refusal_body(final, reason))
         raise RunClosed(reason)
+
+
+def _forwarded(request: ProxiedRequest) -> Call:
+    call = Call(method=request.method, path=request.path, query=request.query, token=request.token)
+    if request.body is None:
+        return call
+    is_large = request.body.length > SHORT_BODY
+    return replace(
+        call,
+        body=Sequence(request.body),
+        content_type=request.content_type,
+        connect_seconds=REPORT_CONNECT_SECONDS if is_large else CONNECT_SECONDS,
+        read_seconds=REPORT_SECONDS if is_large else READ_SECONDS,
+    )
+
+
+def _long_answer(call: Call, folder: Path) -> Call:
+    return replace(call, spool=folder, limit=LISTING_LIMIT)
 
 
 def _settled(reply: Reply) -> Reply:
@@ -241,7 +355,7 @@ def _good(reply: Reply) -> Reply:
 
 
 def _is_good(reply: Reply) -> bool:
-    return reply.status in {HTTPStatus.OK, HTTPStatus.CREATED}
+    return reply.is_good
 
 
 def _is_closed(reply: Reply) -> bool:

@@ -8,9 +8,11 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Protocol
 
 import requests
@@ -24,7 +26,8 @@ from requests.exceptions import (
 )
 
 from node_agent.domain.secret import Secret
-from node_agent.errors import ServerUnreachable
+from node_agent.errors import DiskFull, ServerUnreachable
+from node_agent.payload.longtext import BadJson, JsonTooLarge, spool_json
 from node_agent.server.address import ServerAddress, ServerSession, rest_session
 
 log = structlog.get_logger()
@@ -34,6 +37,8 @@ READ_SECONDS = 30.0
 BODY_LIMIT = 128 * 1024 * 1024
 BODY_SECONDS = 300.0
 SHORT_BODY = 64 * 1024
+SLOWEST = 64 * 1024
+"""Bytes a second that a long answer must bring."""
 _CHUNK = 64 * 1024
 _SHOWN = 200
 
@@ -56,7 +61,13 @@ class Call:
     query: Mapping[str, str | int] | str = ""
     token: Secret | None = None
     body: bytes | Iterable[bytes] | None = field(default=None, repr=False)
+    content_type: str = "application/json"
+    """What the body is, if there is one."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers of a call without body."""
     limit: int = BODY_LIMIT
+    spool: Path | None = None
+    """Where the long strings of a JSON answer go, so that only the rest of it is kept in memory."""
     skip_large: bool = False
     """Nobody needs the answer's body when it is large: it is not read then."""
     connect_seconds: float = CONNECT_SECONDS
@@ -74,8 +85,15 @@ class Reply:
     status: int
     content_type: str = ""
     body: bytes = field(default=b"", repr=False)
+    tree: object = field(default=None, repr=False)
+    """The body as JSON, its long strings in files, when it was asked for so."""
     total: int | None = None
     """How many elements the whole list has, when this is a page of one."""
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether the server did what it was asked."""
+        return self.status in {HTTPStatus.OK, HTTPStatus.CREATED}
 
     @property
     def message(self) -> str | None:
@@ -89,6 +107,8 @@ class Reply:
 
     def json(self) -> object:
         """Give the body as JSON, or say that the server talks nonsense."""
+        if self.tree is not None:
+            return self.tree
         try:
             return parse_json(self.body)
         except ValueError as error:
@@ -97,6 +117,16 @@ class Reply:
     def excerpt(self) -> str:
         """Give the beginning of the body for an error text."""
         return shorten(self.body[: 4 * _SHOWN].decode("utf-8", "replace")) or "(empty)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """What the server answers, its body still on the line."""
+
+    status: int
+    content_type: str
+    pieces: Iterator[bytes] = field(repr=False)
+    """Raises ServerUnreachable."""
 
 
 def shorten(text: str) -> str:
@@ -119,6 +149,9 @@ class Sends(Protocol):
     def send(self, call: Call) -> Reply:
         """Send one call once. Raises ServerUnreachable."""
 
+    def open(self, call: Call) -> AbstractContextManager[Stream]:
+        """Send one call once, and leave the reading to whoever asks. Raises ServerUnreachable."""
+
     def close(self) -> None:
         """Close every connection; calls after this open new ones."""
 
@@ -135,13 +168,24 @@ class Exchange:
     def send(self, call: Call) -> Reply:
         """Send one call once. Raises ServerUnreachable."""
         started = time.monotonic()
-        try:
-            with self._request(call) as response:
-                reply = self._read(call, response)
-        except RequestException as error:
-            raise ServerUnreachable(f"{call} at {self.address.rest}: {_reason(error)}") from error
+        with self._translated(call), self._request(call) as response:
+            reply = self._read(call, response)
         log.debug("server_call", call=str(call), status=reply.status, ms=_milliseconds_since(started))
         return reply
+
+    @contextmanager
+    def open(self, call: Call) -> Iterator[Stream]:
+        """Send one call once, and leave the reading to whoever asks. Raises ServerUnreachable."""
+        started = time.monotonic()
+        with self._translated(call):
+            response = self._request(call)
+        with response:
+            log.debug("server_call", call=str(call), status=response.status_code, ms=_milliseconds_since(started))
+            yield Stream(
+                status=response.status_code,
+                content_type=response.headers.get("Content-Type", ""),
+                pieces=self._pieces(call, response),
+            )
 
     def close(self) -> None:
         """Close every connection; calls after this open new ones."""
@@ -151,7 +195,7 @@ class Exchange:
             session.close()
 
     def _request(self, call: Call) -> requests.Response:
-        headers = {} if call.body is None else {"Content-Type": "application/json"}
+        headers = dict(call.headers) if call.body is None else {"Content-Type": call.content_type}
         if call.token is not None:
             headers["Authorization"] = f"Bearer {call.token.reveal()}"
         return self._session().request(
@@ -166,6 +210,23 @@ class Exchange:
             allow_redirects=False,
         )
 
+    @contextmanager
+    def _translated(self, call: Call) -> Iterator[None]:
+        try:
+            yield
+        except RequestException as error:
+            raise ServerUnreachable(f"{call} at {self.address.rest}: {_reason(error)}") from error
+
+    def _pieces(self, call: Call, response: requests.Response) -> Iterator[bytes]:
+        """Read a body of any size; the longer it is, the longer it may take."""
+        deadline = time.monotonic() + BODY_SECONDS
+        with self._translated(call):
+            for piece in response.iter_content(_CHUNK):
+                deadline += len(piece) / SLOWEST
+                if time.monotonic() > deadline:
+                    raise ServerUnreachable(f"The answer to {call} comes too slowly.")
+                yield piece
+
     def _session(self) -> ServerSession:
         session: ServerSession | None = getattr(self._local, "session", None)
         if session is None:
@@ -176,14 +237,17 @@ class Exchange:
 
     def _read(self, call: Call, response: requests.Response) -> Reply:
         total = _whole(response.headers.get("total-count"))
-        body = b"" if _unwanted(call, response) else _body(call, response, total)
-        return Reply(
+        reply = Reply(
             call=str(call),
             status=response.status_code,
             content_type=response.headers.get("Content-Type", ""),
-            body=body,
             total=total,
         )
+        if _unwanted(call, response):
+            return reply
+        if call.spool is not None and reply.is_good:
+            return replace(reply, tree=_spooled(call, self._pieces(call, response), call.spool, total))
+        return replace(reply, body=_body(call, response, total))
 
 
 def _milliseconds_since(started: float) -> float:
@@ -206,6 +270,24 @@ def _body(call: Call, response: requests.Response, total: int | None) -> bytes:
         if time.monotonic() > deadline:
             raise ServerUnreachable(f"The answer to {call} took longer than {BODY_SECONDS:.0f} s.")
     return bytes(body)
+
+
+def _spooled(call: Call, pieces: Iterable[bytes], folder: Path, total: int | None) -> object:
+    try:
+        return spool_json(pieces, folder, limit=call.limit)
+    except JsonTooLarge as error:
+        raise AnswerTooLarge(f"The answer to {call} is too large: {error}.", total=total) from error
+    except BadJson as error:
+        raise ServerUnreachable(f"The answer to {call} cannot be used: it is {error}.") from error
+    except OSError as error:
+        raise _disk_trouble(error) from error
+
+
+def _disk_trouble(error: OSError) -> DiskFull:
+    return DiskFull(
+        f"What the server sends cannot be written to disk: {error.strerror or error}.",
+        hint="Free some space where the state directory is; the work goes on by itself.",
+    )
 
 
 def _whole(text: str | None) -> int | None:

@@ -20,6 +20,8 @@ from socketio.exceptions import SocketIOError
 
 from node_agent.domain.messages import Message, ServerOffline, ServerOnline
 from node_agent.domain.ports import NodeIdentity, StatusChange
+from node_agent.domain.run import Run
+from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.secret import Secret
 from node_agent.errors import NodeAgentError
 from node_agent.server import wire
@@ -110,6 +112,10 @@ class SocketListener:
     def tell_node(self, facts: Mapping[str, object]) -> None:
         """Share what the owner allows to be known of this node."""
         self._emit("node_info_update", dict(facts))
+
+    def tell_log(self, run: Run, piece: LogPiece) -> None:
+        """Send what a running algorithm wrote."""
+        self._emit("algorithm_log", wire.log_event(run, piece, self._identity))
 
     def _emit(self, event: str, content: dict[str, object] | None = None) -> None:
         line = self._line

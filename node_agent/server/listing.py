@@ -42,6 +42,7 @@ def _walk(fetch: Fetch, size: int, given: set[RunId]) -> Iterator[OpenRun]:
         seen.update(run.id for run in page.runs)
         counted += page.count
         yield from (run for run in reversed(page.runs) if run.id not in given)
+        page.discard()
         given |= seen
     if page.total not in {None, counted}:
         raise _changed()

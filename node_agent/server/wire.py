@@ -5,28 +5,35 @@ ignored. Must not know calls, sockets or tokens.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import structlog
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from node_agent.domain.messages import KillRequested, TaskHinted
 from node_agent.domain.ports import FinalReport, NodeIdentity, OpenRun, StatusChange
-from node_agent.domain.run import RunId, Status
+from node_agent.domain.run import BlobId, Run, RunId, Status
+from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
 from node_agent.errors import InputUnreadable, ServerUnreachable
+from node_agent.payload.chunks import Chunks, EscapedText, Literal, Sequence
+from node_agent.payload.codec import PayloadCodec
+from node_agent.payload.longtext import LongText
 from node_agent.server.exchange import Reply, parse_json, shorten
-from node_agent.server.payload import Chunks, EscapedText, Literal, PayloadCodec, Sequence
 
 log = structlog.get_logger()
 
-BLOB_STORAGE = "Blob storage is not supported by this node yet."
+NO_BLOB = "The input of this run should lie in the server's blob store, but the server does not say where."
+UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 FINISHED_ALREADY = "already finished"
+_APPROVED = "approved"
 _MAX_KILLS = 10_000
+_MAX_PARAMETERS = 1_000_000
 
 
 def _printable(text: str) -> str:
@@ -41,9 +48,17 @@ def _one_word(text: str) -> str:
     return _printable(text)
 
 
+def _text(value: object) -> str | LongText:
+    if not isinstance(value, str | LongText):
+        raise ValueError("Input should be a valid string")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+_LongString = Annotated[str | LongText, PlainValidator(_text)]
 _Id = Annotated[int, Field(gt=0, lt=2**63)]
 _Label = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 _Image = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_one_word)]
+_Uuid = Annotated[str, Field(pattern=rf"\A{UUID}\z")]
 _Name = Annotated[str, Field(max_length=1024)]
 _Jwt = Annotated[str, Field(min_length=1, max_length=16_384, pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -56,9 +71,13 @@ class _Link(_Wire):
     id: _Id
 
 
+class _UserLink(_Link):
+    username: _Name | None = None
+
+
 class _Database(_Wire):
     label: _Label
-    parameters: Annotated[str, Field(max_length=1_000_000)] | None = None
+    parameters: _LongString | None = None
 
 
 class _Parameters(_Wire):
@@ -75,7 +94,7 @@ class _Task(_Wire):
     collaboration: _Link
     parent: _Link | None = None
     init_org: _Link | None = None
-    init_user: _Link | None = None
+    init_user: _UserLink | None = None
     study: _Link | None = None
     algorithm_store: _Link | None = None
     databases: Annotated[list[_Database], Field(max_length=100)] | None = None
@@ -83,11 +102,19 @@ class _Task(_Wire):
 
 class _Run(_Wire):
     id: _Id
-    input: str
+    input: _LongString
     status: str | None = None
     started_at: str | None = None
     blob_storage_used: bool | None = None
     task: _Task
+
+
+class _StoreStatus(_Wire):
+    blob_store_enabled: bool
+
+
+class _Blob(_Wire):
+    uuid: _Uuid
 
 
 class _RunState(_Wire):
@@ -114,6 +141,21 @@ class _Node(_Wire):
 
 class _Organization(_Wire):
     name: _Name
+
+
+class _Store(_Wire):
+    url: Annotated[str, Field(max_length=2048)]
+
+
+class _Algorithm(_Wire):
+    image: Annotated[str, Field(max_length=1024)] | None = None
+    digest: Annotated[str, Field(max_length=128)] | None = None
+    status: Annotated[str, Field(max_length=128)] | None = None
+    invalidated_at: Any = None
+
+
+class _KeyHolder(_Wire):
+    public_key: Annotated[str, Field(max_length=65_536)] | None = None
 
 
 class _Collaboration(_Wire):
@@ -154,6 +196,10 @@ class _Killed(_Wire):
 _Shape = TypeVar("_Shape", bound=_Wire)
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """One page of a listing: what could be read, how many elements it had, and whether there are more."""
@@ -162,6 +208,25 @@ class Page:
     count: int
     has_next: bool
     total: int | None
+    discard: Callable[[], None] = _nothing
+    """Removes the inputs of its runs from the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """One algorithm of a store."""
+
+    image: str
+    digest: str
+    is_approved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithms:
+    """One page of a store's algorithms; what cannot be understood is left out."""
+
+    algorithms: tuple[Algorithm, ...]
+    has_next: bool
 
 
 NO_RUNS = Page(runs=(), count=0, has_next=False, total=0)
@@ -227,19 +292,30 @@ def parse_run(element: object, codec: PayloadCodec) -> OpenRun | None:
         fault = f"The server sent an unusable description of this run: {_complaint(error)}."
     except InputUnreadable as error:
         fault = str(error)
-    return OpenRun(id=run_id, task=_placeholder(element), input=b"", fault=fault)
+    return OpenRun(id=run_id, task=_placeholder(element), fault=fault)
 
 
 def _open_run(run: _Run, codec: PayloadCodec) -> OpenRun:
-    if run.blob_storage_used:
-        raise InputUnreadable(BLOB_STORAGE)
     return OpenRun(
         id=RunId(run.id),
         task=_task(run.task),
-        input=codec.decode_input(run.input),
+        input=() if run.blob_storage_used else codec.decode_input(_chunks(run.input)),
+        input_blob=_blob_of(run.input) if run.blob_storage_used else None,
         claimed_at=parse_time(run.started_at),
         status=_status(run.status),
     )
+
+
+def _blob_of(text: str | LongText) -> BlobId:
+    # it becomes part of an address, so nothing else will do
+    if not isinstance(text, str) or re.fullmatch(UUID, text) is None:
+        raise InputUnreadable(NO_BLOB)
+    return BlobId(text)
+
+
+def _chunks(text: str | LongText) -> Chunks:
+    # half a character in the text is no reason to stumble: the codec refuses what stands for it
+    return text if isinstance(text, LongText) else Literal(text.encode(errors="replace"))
 
 
 def _task(task: _Task) -> Task:
@@ -252,6 +328,7 @@ def _task(task: _Task) -> Task:
         parent_id=None if parent is None else TaskId(parent),
         init_org_id=None if org is None else OrganizationId(org),
         init_user_id=_id_of(task.init_user),
+        init_user_name=None if task.init_user is None else task.init_user.username,
         study_id=_id_of(task.study),
         store_id=_id_of(task.algorithm_store),
         databases=tuple(_database(d) for d in task.databases or ()),
@@ -260,11 +337,11 @@ def _task(task: _Task) -> Task:
 
 def _database(database: _Database) -> DatabaseRequest:
     try:
-        wanted = _Parameters.model_validate(parse_json(database.parameters or "{}"))
+        wanted = _Parameters.model_validate(parse_json(_in_memory(database.parameters) or "{}"))
     except ValidationError as error:
         why = _complaint(error)
     except ValueError:
-        why = "not JSON"
+        why = f"not JSON, or longer than {_MAX_PARAMETERS} characters"
     else:
         return DatabaseRequest(
             label=database.label,
@@ -274,6 +351,14 @@ def _database(database: _Database) -> DatabaseRequest:
             arguments=wanted.arguments or {},
         )
     raise InputUnreadable(f"The parameters of database `{database.label}` cannot be understood: {why}.")
+
+
+def _in_memory(text: str | LongText | None) -> str:
+    if text is None or isinstance(text, str):
+        return text or ""
+    if text.length > _MAX_PARAMETERS:
+        raise ValueError("too long")
+    return b"".join(text).decode()
 
 
 def _placeholder(element: object) -> Task:
@@ -305,6 +390,16 @@ def parse_run_state(reply: Reply) -> RunState:
         status=run.status or "",
         finished_at=parse_time(run.finished_at),
     )
+
+
+def has_blob_store(reply: Reply) -> bool:
+    """Read whether the server has a blob store."""
+    return _shaped(_StoreStatus, reply.json(), reply.call).blob_store_enabled
+
+
+def parse_blob(reply: Reply) -> BlobId:
+    """Read where the server stored what it was sent."""
+    return BlobId(_shaped(_Blob, reply.json(), reply.call).uuid)
 
 
 def claim_body(at: float) -> bytes:
@@ -369,6 +464,56 @@ def parse_identity(*, node: Reply, organization: Reply, collaboration: Reply) ->
         collaboration_name=mine.name,
         encrypted=mine.encrypted,
     )
+
+
+def parse_task(reply: Reply) -> Task:
+    """Read a task that was asked for by its number."""
+    try:
+        return _task(_shaped(_Task, reply.json(), reply.call))
+    except InputUnreadable as error:
+        raise ServerUnreachable(f"The answer to {reply.call} is not understood: {error}") from error
+
+
+def parse_organization_name(reply: Reply) -> str:
+    """Read the name of an organization."""
+    return _shaped(_Organization, reply.json(), reply.call).name
+
+
+def parse_store_url(reply: Reply) -> str:
+    """Read the address of an algorithm store, as the server keeps it."""
+    return _shaped(_Store, reply.json(), reply.call).url
+
+
+def parse_algorithms(reply: Reply) -> Algorithms:
+    """Read one page of a store's algorithms."""
+    page = _shaped(_Page, reply.json(), reply.call)
+    found = (_algorithm(element) for element in page.data)
+    return Algorithms(
+        algorithms=tuple(algorithm for algorithm in found if algorithm is not None),
+        has_next=page.links.next is not None,
+    )
+
+
+def _algorithm(element: object) -> Algorithm | None:
+    try:
+        read = _Algorithm.model_validate(element)
+    except ValidationError:
+        return None
+    if read.image is None or read.digest is None:
+        return None
+    # an older store does not tell the status, and lists only what is approved
+    approved = read.status in {None, _APPROVED} and read.invalidated_at is None
+    return Algorithm(image=read.image, digest=read.digest, is_approved=approved)
+
+
+def parse_public_key(reply: Reply) -> str:
+    """Read the public key of an organization, as the server keeps it; empty when there is none."""
+    return _shaped(_KeyHolder, reply.json(), reply.call).public_key or ""
+
+
+def public_key_body(key: str) -> bytes:
+    """Write the message that gives the server a public key."""
+    return _json(public_key=key)
 
 
 # --- tokens -------------------------------------------------------------------------------------------------
@@ -471,6 +616,16 @@ def status_event(change: StatusChange, identity: NodeIdentity) -> dict[str, obje
         "collaboration_id": identity.collaboration_id,
         "organization_id": identity.organization_id,
         "parent_id": task.parent_id,
+    }
+
+
+def log_event(run: Run, piece: LogPiece, identity: NodeIdentity) -> dict[str, object]:
+    """Write what a running algorithm wrote."""
+    return {
+        "collaboration_id": identity.collaboration_id,
+        "run_id": run.id,
+        "task_id": run.task.id,
+        "log": piece.text,
     }
 
 

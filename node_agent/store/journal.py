@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.domain.lifecycle import code_of, status_of
-from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
 from node_agent.errors import ConfigError, DiskFull, IllegalTransition
 from node_agent.store.schema import migrate
@@ -32,6 +32,8 @@ _COLUMNS = (
     "outcome",
     "reason",
     "fault",
+    "input_blob",
+    "result_blob",
     "announced",
     "claimed_at",
     "digest",
@@ -203,6 +205,8 @@ def _to_row(run: Run) -> dict[str, Any]:
         "outcome": run.outcome,
         "reason": _storable(run.reason),
         "fault": _storable(run.fault),
+        "input_blob": run.input_blob,
+        "result_blob": run.result_blob,
         "announced": run.announced,
         "claimed_at": run.claimed_at,
         "digest": run.digest,
@@ -232,6 +236,8 @@ def _to_run(row: sqlite3.Row) -> Run:
         outcome=Outcome(row["outcome"]) if row["outcome"] else None,
         reason=row["reason"],
         fault=row["fault"],
+        input_blob=_blob(row, "input_blob"),
+        result_blob=_blob(row, "result_blob"),
         announced=Status(row["announced"]),
         claimed_at=row["claimed_at"],
         digest=row["digest"],
@@ -246,6 +252,12 @@ def _to_run(row: sqlite3.Row) -> Run:
     )
 
 
+def _blob(row: sqlite3.Row, column: str) -> BlobId | None:
+    # who only reads may meet a journal that no agent of this version has opened yet
+    found = row[column] if column in row.keys() else None  # noqa: SIM118 - iterating a row gives its values
+    return None if found is None else BlobId(found)
+
+
 def _to_task(stored: dict[str, Any]) -> Task:
     return Task(
         id=TaskId(stored["id"]),
@@ -255,6 +267,7 @@ def _to_task(stored: dict[str, Any]) -> Task:
         parent_id=stored["parent_id"],
         init_org_id=OrganizationId(stored["init_org_id"]) if stored["init_org_id"] is not None else None,
         init_user_id=stored["init_user_id"],
+        init_user_name=stored.get("init_user_name"),
         study_id=stored["study_id"],
         store_id=stored["store_id"],
         databases=tuple(

@@ -4,7 +4,9 @@
         input                            until the container's folder takes it over
         mount/                           becomes /mnt/data in the container
             task-000000012/              input, output, token; owned by the container's user
+        run_context.json                 only where the owner wants it; goes the way of the input
         result, log, log.final           what was taken over from the container
+        log.live                         how far the log was sent while the run went on
     <state_dir>/jobs/7-2/                becomes /mnt/tmp for every run of job 7 of user 2
 
 Everything below `mount/` and `jobs/` is written by algorithms and therefore untrusted: it is opened without following
@@ -20,12 +22,15 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
+from node_agent.domain.contract import RUN_CONTEXT_NAME
 from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
+from node_agent.domain.runlogs import LiveMark
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
 
+_HANDED_OVER = ("input", "output", "token", RUN_CONTEXT_NAME)
 _BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES})
 _DEEPEST = 100  # each level of a walk costs an open descriptor
@@ -43,17 +48,40 @@ class DiskRunFolders:
             for folder in (self._runs, self._jobs):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-    def store_input(self, run_id: RunId, content: bytes) -> None:
-        """Keep the input; does nothing when the container's folder has it already."""
+    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> None:
+        """Keep the input; does nothing when the container's folder has it already.
+
+        What *content* raises passes through, and nothing is kept then.
+        """
         if (self._task_folder(run_id) / "input").exists():
             return
         with _disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "input", content)
+            _write_pieces(self._folder(run_id) / "input", content)
 
     def has_input(self, run_id: RunId) -> bool:
         """Tell whether the input is kept."""
         return (self._folder(run_id) / "input").exists() or (self._task_folder(run_id) / "input").exists()
+
+    def read_input(self, run_id: RunId, *, limit: int) -> bytes | None:
+        """Give the input as the algorithm will read it; None when it is larger than *limit* bytes, or is not there."""
+        # only the agent's own folder is looked into: what lies in the container's may be a link by now
+        try:
+            with (self._folder(run_id) / "input").open("rb") as file:
+                content = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        return content if len(content) <= limit else None
+
+    def store_context(self, run_id: RunId, content: bytes) -> None:
+        """Keep the run's description, for the container's folder to take over."""
+        with _disk_errors():
+            _write(self._folder(run_id) / RUN_CONTEXT_NAME, content)
+
+    def has_context(self, run_id: RunId) -> bool:
+        """Tell whether the run's description is kept."""
+        places = (self._folder(run_id), self._task_folder(run_id))
+        return any((place / RUN_CONTEXT_NAME).exists() for place in places)
 
     def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> Folders:
         """Make everything ready that the container mounts; an output that exists already is left alone."""
@@ -64,12 +92,15 @@ class DiskRunFolders:
             for folder in (task.parent, task, temporary):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._hand_over(folder, mode)
-            if (self._folder(run_id) / "input").exists():
-                (self._folder(run_id) / "input").replace(task / "input")
+            # the input last: as long as it is not there, whatever is made from it can be made again
+            for name in (RUN_CONTEXT_NAME, "input"):
+                if (self._folder(run_id) / name).exists():
+                    (self._folder(run_id) / name).replace(task / name)
             _write(task / "token", token.reveal().encode())
             (task / "output").touch()
-            for name in ("input", "output", "token"):
-                self._hand_over(task / name, mode & 0o666)
+            for name in _HANDED_OVER:
+                if (task / name).exists():
+                    self._hand_over(task / name, mode & 0o666)
             os.utime(temporary)
         return Folders(private=task.parent, temporary=temporary)
 
@@ -122,6 +153,28 @@ class DiskRunFolders:
             _write(self._folder(run_id) / "log.final", content)
         return self._folder(run_id) / "log.final"
 
+    def final_note(self, run_id: RunId, note: str) -> Path:
+        """Give a file with *note* alone, for a researcher who does not get the log."""
+        with _disk_errors():
+            self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
+            _write(self._folder(run_id) / "log.final", note.encode(errors="replace"))
+        return self._folder(run_id) / "log.final"
+
+    def live_mark(self, run_id: RunId) -> LiveMark:
+        """Say how far the run's log was sent while it ran."""
+        try:
+            sent, since = (self._folder(run_id) / "log.live").read_text().split()
+            return LiveMark(since=since, sent=int(sent))
+        except (OSError, ValueError):
+            # never sent, or half written when the power went: what is repeated is replaced at the end
+            return LiveMark()
+
+    def keep_live_mark(self, run_id: RunId, mark: LiveMark) -> None:
+        """Note how far the run's log was sent; of a run that is gone, nothing is kept."""
+        # not synced: it is written every second, and costs a few repeated lines when it is lost
+        with suppress(OSError):
+            (self._folder(run_id) / "log.live").write_text(f"{mark.sent} {mark.since}\n")
+
     def result_path(self, run_id: RunId) -> Path | None:
         """Give the file with the captured result; None when there is none."""
         path = self._folder(run_id) / "result"
@@ -169,12 +222,21 @@ def _task_name(run_id: RunId) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
+    _write_pieces(path, (content,))
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # half of a large file must not keep the disk full
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     _sync_folder(path.parent)
 

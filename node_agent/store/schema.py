@@ -40,6 +40,10 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX transition_of_run ON transition (run_id, at);
     """,
+    """
+    ALTER TABLE run ADD COLUMN input_blob TEXT;
+    ALTER TABLE run ADD COLUMN result_blob TEXT;
+    """,
 )
 """Step n brings a journal of version n to version n + 1; steps are never edited once released."""
 

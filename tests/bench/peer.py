@@ -141,7 +141,7 @@ def contestants() -> Iterator[Sequence[Contestant]]:
         client = stack.enter_context(contextlib.closing(stack.enter_context(engine()).client()))
         image = stack.enter_context(_offered_image(client))
         # The peer sits in a container: it reaches the host at the address of the engine's own bridge.
-        server = stack.enter_context(RealServer(("alpha", "beta"), host=_bridge_address(client)))
+        server = stack.enter_context(RealServer(("alpha", "beta"), host=bridge_address(client)))
         peer = stack.enter_context(PeerNode(client, server, "beta"))
         agent = stack.enter_context(_agent(server, image))
         researcher = stack.enter_context(contextlib.closing(Researcher(server, image)))
@@ -180,7 +180,8 @@ def _forget(client: docker.DockerClient, reference: str) -> None:
             client.images.remove(name, force=True)
 
 
-def _bridge_address(client: docker.DockerClient) -> str:
+def bridge_address(client: docker.DockerClient) -> str:
+    """Return where containers of the default network find this machine."""
     (address, *_) = client.networks.get("bridge").attrs["IPAM"]["Config"]
     return str(address.get("Gateway") or address["Subnet"].rpartition(".")[0] + ".1")
 

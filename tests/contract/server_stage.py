@@ -17,6 +17,7 @@ from node_agent.domain.ports import FinalReport, OpenRun
 from node_agent.domain.run import RunId, Status
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import TaskId
+from node_agent.payload.keys import PrivateKey
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
 from node_agent.server.exchange import Exchange
@@ -145,11 +146,11 @@ class Agent:
     server: HttpServer
 
 
-def agent_at(url: str, api_key: str) -> Agent:
+def agent_at(url: str, api_key: str, *, key: PrivateKey | None = None) -> Agent:
     address = ServerAddress.of(url)
     exchange = Exchange(address)
     tokens = Tokens(exchange, Secret(api_key))
-    return Agent(address, tokens, HttpServer(exchange, tokens))
+    return Agent(address, tokens, HttpServer(exchange, tokens, key=key))
 
 
 class Mailbox:

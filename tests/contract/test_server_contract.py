@@ -15,6 +15,7 @@ from node_agent.domain.run import Run, RunId, Status
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest, TaskId
 from node_agent.errors import AccessDenied, RunClosed, RunFailed
+from node_agent.payload.chunks import Literal
 from tests.contract.server_stage import (
     AT,
     IMAGE,
@@ -102,7 +103,7 @@ def test_a_task_is_listed_as_it_was_created(stage: Stage, agent: Agent) -> None:
     run = only(agent.server.open_runs(TaskId(created.task_id)))
     assert run.id == created.run_ids[0]
     assert run.fault == ""
-    assert run.input == b'{"method": "m"}'
+    assert b"".join(run.input) == b'{"method": "m"}'
     assert run.status is Status.PENDING
     assert run.claimed_at is None
     assert run.task.id == created.task_id
@@ -288,6 +289,24 @@ def test_an_algorithm_creates_a_subtask(stage: Stage, agent: Agent) -> None:
     assert subtask.task.job_id == only(agent.server.open_runs(task_id)).task.job_id
 
 
+def test_what_an_algorithm_sends_may_be_larger_than_what_is_read_at_once(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    token = agent.server.container_token(task_id, IMAGE)
+    me = agent.server.identify()
+    text = b64(b"x" * 3_000_000)
+    body = {
+        "name": "s",
+        "image": IMAGE,
+        "collaboration_id": me.collaboration_id,
+        "organizations": [{"id": me.organization_id, "input": text}],
+        "databases": [],
+    }
+    status, task = ask(agent, token, "POST", "task", body=json.dumps(body).encode())
+    assert status == 201
+    status, runs = ask(agent, token, "GET", "run", query=f"task_id={task['id']}")
+    assert (status, runs["data"][0]["input"]) == (200, text)
+
+
 def test_an_algorithm_sees_the_servers_own_refusal(stage: Stage, agent: Agent) -> None:
     task_id, _ = create(stage)
     token = agent.server.container_token(task_id, IMAGE)
@@ -327,11 +346,13 @@ def test_no_token_for_another_image(stage: Stage, agent: Agent) -> None:
 def ask(
     agent: Agent, token: Secret, method: str, path: str, *, query: str = "", body: bytes = b""
 ) -> tuple[int, Any]:
-    request = ProxiedRequest(method=method, path=path, query=query, token=token, body=body)
-    response = agent.server.forward(request)
-    answer = json.loads(response.body)
-    assert response.content_type.startswith("application/json")
-    return response.status, answer
+    request = ProxiedRequest(
+        method=method, path=path, query=query, token=token, body=Literal(body) if body else None
+    )
+    with agent.server.forward(request) as response:
+        answer = json.loads(b"".join(response.body))
+        assert response.content_type.startswith("application/json")
+        return response.status, answer
 
 
 # --- socket ---------------------------------------------------------------------------------------------------

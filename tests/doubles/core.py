@@ -6,7 +6,8 @@ were told to raise. A `Fuse` can stop the world before or after any call of any 
 
 import queue
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from io import IOBase
 from pathlib import Path
@@ -32,13 +33,16 @@ from node_agent.domain.ports import (
     ProxiedResponse,
     StatusChange,
 )
-from node_agent.domain.run import ContainerId, Run, RunId, Status
+from node_agent.domain.run import BlobId, ContainerId, Run, RunId, Status
+from node_agent.domain.runlogs import LogEntry, LogMask, LogPiece
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
+from node_agent.domain.verdict import Approval
 from node_agent.errors import (
     ContainerLost,
     DatabaseMissing,
     ImageMissing,
+    InputUnreadable,
     RegistryUnreachable,
     RunClosed,
 )
@@ -123,7 +127,7 @@ def make_run(number: int = 1, **changes: Any) -> Run:
 
 
 def make_open_run(number: int = 1, **changes: Any) -> OpenRun:
-    usual = OpenRun(id=RunId(number), task=make_task(number), input=b'{"method": "average"}')
+    usual = OpenRun(id=RunId(number), task=make_task(number), input=(b'{"method": "average"}',))
     return replace(usual, **changes)
 
 
@@ -136,6 +140,7 @@ class Delivered:
 
     status: Status
     result: bytes | None
+    stored_as: BlobId | None
     log: str
     started_at: float
     finished_at: float
@@ -159,7 +164,13 @@ class ServerBook:
     def __init__(self) -> None:
         self.entries: dict[RunId, Entry] = {}
         self.faults = Faults()
+        self.tasks: dict[TaskId, Task] = {}
+        self.organizations: dict[OrganizationId, str] = {}
+        self.stores: dict[int, str] = {}
+        """What can be looked up besides runs."""
         self.tokens_given = 0
+        self.blobs: dict[BlobId, bytes] = {}
+        """What lies in the blob store."""
         self.hidden: set[RunId] = set()
         """Open runs that the next listings do not show, as when a page shifts."""
 
@@ -181,7 +192,7 @@ class ServerBook:
             encrypted=False,
         )
 
-    def open_runs(self, task_id: TaskId | None = None) -> Iterator[OpenRun]:
+    def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
         self.faults.meet("open_runs")
         for run_id, entry in sorted(self.entries.items()):
             wanted = task_id is None or entry.listed.task.id == task_id
@@ -208,6 +219,20 @@ class ServerBook:
         self.tokens_given += 1
         return Secret(f"container-token-{self.tokens_given}")
 
+    @contextmanager
+    def open_input(self, blob: BlobId) -> Iterator[Iterator[bytes]]:
+        self.faults.meet("open_input")
+        if blob not in self.blobs:
+            raise InputUnreadable("The server does not give this node the input of this run: no such blob")
+        yield iter((self.blobs[blob],))
+
+    def store_result(self, run_id: RunId, final: FinalReport) -> BlobId:
+        self.faults.meet("store_result")
+        assert final.result is not None
+        blob = BlobId(f"result-{len(self.blobs)}-of-run-{run_id}")
+        self.blobs[blob] = final.result.read_bytes()
+        return blob
+
     def report(self, run_id: RunId, final: FinalReport) -> None:
         self.faults.meet("report")
         entry = self._open_entry(run_id)
@@ -215,6 +240,7 @@ class ServerBook:
             Delivered(
                 status=final.status,
                 result=final.result.read_bytes() if final.result else None,
+                stored_as=final.stored_as,
                 log=final.log.read_text() if final.log else "",
                 started_at=final.started_at,
                 finished_at=final.finished_at,
@@ -223,13 +249,41 @@ class ServerBook:
         entry.status = final.status
         entry.closed = True
 
-    def forward(self, request: ProxiedRequest) -> ProxiedResponse:
-        return ProxiedResponse(status=200, content_type="application/json", body=b"{}")
+    def forward(self, request: ProxiedRequest) -> AbstractContextManager[ProxiedResponse]:
+        return nullcontext(ProxiedResponse(status=200, content_type="application/json", body=[b"{}"]))
+
+    def find_task(self, task_id: TaskId) -> Task | None:
+        self.faults.meet("find_task")
+        return self.tasks.get(task_id)
+
+    def organization_name(self, organization_id: OrganizationId) -> str | None:
+        self.faults.meet("organization_name")
+        return self.organizations.get(organization_id)
+
+    def store_url(self, store_id: int) -> str | None:
+        self.faults.meet("store_url")
+        return self.stores.get(store_id)
 
     def _open_entry(self, run_id: RunId) -> Entry:
         if not self.is_open(run_id):
             raise RunClosed(f"Run {run_id} is closed.")
         return self.entries[run_id]
+
+
+class StoreBook:
+    """The algorithm stores: what each approved, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.approved: set[tuple[str, str, str]] = set()
+        self.asked: list[tuple[str, str, str]] = []
+        self.faults = Faults()
+
+    def approval(self, url: str, *, image: str, digest: str) -> Approval:
+        self.asked.append((url, image, digest))
+        self.faults.meet("approval")
+        if (url, image, digest) in self.approved:
+            return Approval(given=True)
+        return Approval(given=False, reason="it has no such algorithm")
 
 
 class ChannelBook:
@@ -239,6 +293,7 @@ class ChannelBook:
         self.pings = 0
         self.statuses: list[tuple[RunId, Status]] = []
         self.facts: list[Any] = []
+        self.logs: list[LogPiece] = []
 
     def ping(self) -> None:
         self.pings += 1
@@ -248,6 +303,10 @@ class ChannelBook:
 
     def tell_node(self, facts: Any) -> None:
         self.facts.append(facts)
+
+    def tell_log(self, run: Run, piece: LogPiece) -> None:
+        assert piece.run_id == run.id
+        self.logs.append(piece)
 
 
 # --- engine ---------------------------------------------------------------------------------------------------
@@ -332,10 +391,16 @@ class EngineBook:
         found = [container for container, box in self.boxes.items() if box.spec.run_id == run_id]
         return found[0] if found else None
 
-    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int, mask: LogMask) -> None:
         self.faults.meet("copy_log")
         if container in self.boxes:
-            into.write(self.boxes[container].log[:limit])
+            into.write(b"".join(mask([self.boxes[container].log]))[:limit])
+
+    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+        self.faults.meet("follow_log")
+        lines = self.boxes[container].log.splitlines(keepends=True) if container in self.boxes else []
+        entries = (LogEntry(f"{at:06d}", line) for at, line in enumerate(lines, start=1))
+        return (entry for entry in entries if entry.at > since)
 
     def remove(self, container: ContainerId) -> None:
         self.faults.meet("remove")

@@ -23,6 +23,7 @@ from node_agent.domain.container import (
 )
 from node_agent.domain.policy import parse_image
 from node_agent.domain.run import ContainerId, RunId
+from node_agent.domain.runlogs import LogEntry, LogMask
 from node_agent.errors import (
     ContainerLost,
     EngineUnreachable,
@@ -224,10 +225,17 @@ class FakeRuntime:
         name = run_container_name(self.name, run_id)
         return next((c.report.id for c in self.containers.values() if c.spec.name == name), None)
 
-    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int) -> None:
+    def copy_log(self, container: ContainerId, into: BinaryIO, *, limit: int, mask: LogMask) -> None:
         self._answer()
         found = self.containers.get(container)
-        copy_cut([found.log] if found else [], into, limit=limit)
+        copy_cut(mask([found.log] if found else []), into, limit=limit)
+
+    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+        self._answer()
+        found = self.containers.get(container)
+        lines = found.log.splitlines(keepends=True) if found else []
+        entries = (LogEntry(f"{at:06d}", line) for at, line in enumerate(lines, start=1))
+        return (entry for entry in entries if entry.at > since)
 
     def remove(self, container: ContainerId) -> None:
         self._answer()

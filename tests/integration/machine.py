@@ -93,7 +93,7 @@ class Machine:
     def log(self, container: ContainerId, *, limit: int = MIB) -> str:
         """Give what the container wrote."""
         text = io.BytesIO()
-        self.engine.copy_log(container, text, limit=limit)
+        self.engine.copy_log(container, text, limit=limit, mask=iter)
         return text.getvalue().decode()
 
     def run(self, run_id: int, do: str, **changes: Any) -> tuple[ContainerReport, str]:

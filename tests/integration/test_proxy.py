@@ -3,9 +3,14 @@
 import json
 import os
 import socket
+import subprocess
 import threading
 from base64 import b64encode
+from contextlib import ExitStack, nullcontext
 from hashlib import sha256
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
 from urllib.parse import parse_qs
 
 import pytest
@@ -15,8 +20,11 @@ from node_agent.domain.ports import ProxiedResponse
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import TaskId
 from node_agent.errors import ConfigError
+from node_agent.payload.keys import create_private_key
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer
 from node_agent.proxy.server import ProxyServer
+from node_agent.proxy.spool import Spool
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
 from node_agent.server.exchange import Exchange
@@ -25,6 +33,7 @@ from tests.lab.client import ClientWorker
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import tools_image
 from tests.lab.vantage6 import RealServer
+from tests.lab.venvs import client_venv, environment
 
 RUN = 7
 RESULT = b64encode(b'{"a": 1}').decode()
@@ -44,7 +53,8 @@ TOKEN = container_token()
 
 
 def json_answer(value, status=200):
-    return ProxiedResponse(status=status, content_type="application/json", body=json.dumps(value).encode())
+    body = [json.dumps(value).encode()]
+    return nullcontext(ProxiedResponse(status=status, content_type="application/json", body=body))
 
 
 def page_of(query, pages):
@@ -61,6 +71,7 @@ class StubServer:
 
     def __call__(self, request):
         self.seen.append(f"{request.method} {request.path}")
+        assert request.body is None or sum(map(len, request.body)) == request.body.length
         if request.method == "POST":
             return json_answer({"id": 5, "runs": "/api/run?task_id=5"}, 201)
         answers = {
@@ -80,11 +91,23 @@ class StubServer:
 class Served:
     """A proxy that listens on loopback."""
 
-    def __init__(self, forward, token=TOKEN, **settings):
+    def __init__(self, forward, token=TOKEN, *, max_body=256 << 20, sealer=None, **settings):
         self.subtasks = []
         self._digest = sha256(token.encode()).hexdigest()
-        app = ProxyApp(forward=forward, run_of_token=self._run_of, on_subtask=self.subtasks.append)
-        self.server = ProxyServer(app, address="127.0.0.1", port=0, **settings)
+        self._stack = ExitStack()
+        self.folder = Path(self._stack.enter_context(TemporaryDirectory()))
+        self.spool = Spool(self.folder, total=4 << 30)
+        app = ProxyApp(
+            forward=forward,
+            run_of_token=self._run_of,
+            on_subtask=self.subtasks.append,
+            spool=self.spool,
+            max_body=max_body,
+        )
+        app.seal_with(sealer or PlainSealer())
+        self.server = ProxyServer(
+            app, address="127.0.0.1", port=0, spool=self.spool, max_body=max_body, **settings
+        )
 
     def _run_of(self, digest):
         return RUN if digest == self._digest else None
@@ -96,6 +119,15 @@ class Served:
 
     def __exit__(self, *_):
         self.server.stop()
+        self._stack.close()
+
+
+def bare_server(**place):
+    """Make a server that answers nothing."""
+    folder = Path(mkdtemp())
+    server = ProxyServer(lambda *_: [], spool=Spool(folder, total=1000), max_body=1000, **place)
+    rmtree(folder)
+    return server
 
 
 def speak(method, url, **more):
@@ -153,13 +185,13 @@ def test_nonsense_on_the_line_is_answered_and_the_next_call_is_served():
 
 def test_a_port_in_use_is_an_error_that_names_the_port_and_the_setting():
     with Served(StubServer()) as first:
-        second = ProxyServer(lambda *_: [], address="127.0.0.1", port=first.server.port)
+        second = bare_server(address="127.0.0.1", port=first.server.port)
         with pytest.raises(ConfigError, match=f"port {first.server.port}.*network.proxy_port"):
             second.start()
 
 
 def test_an_address_that_does_not_exist_yet_can_be_listened_on():
-    server = ProxyServer(lambda *_: [], address="198.51.100.1", port=0)
+    server = bare_server(address="198.51.100.1", port=0)
     server.start()
     server.stop()
 
@@ -170,7 +202,7 @@ def test_after_stop_the_port_is_free_and_the_threads_are_gone():
         with requests.Session() as session:
             session.get(f"{proxy.url}/version", timeout=5)
             proxy.server.stop()
-    again = ProxyServer(lambda *_: [], address="127.0.0.1", port=port)
+    again = bare_server(address="127.0.0.1", port=port)
     again.start()
     again.stop()
     again.stop()
@@ -276,6 +308,72 @@ def test_every_call_of_the_official_algorithm_client_works(docker_client):
     assert told["refused"] == {"msg": "Organizations missing from input"}
     assert proxy.subtasks == [RUN]
     assert server.seen.count("POST task") == 1
+
+
+SEALED_CALLS = """
+import json, os
+from vantage6.algorithm.client import AlgorithmClient
+client = AlgorithmClient(token=os.environ["TOKEN"], host="http://127.0.0.1", port=int(os.environ["PORT"]), path="")
+task = client.task.create(input_={"method": "m\u00e4"}, organizations=[1, 2], name="n")
+told = {"task": task, "results": client.result.from_task(5), "result": client.result.get(1)}
+print("TOLD" + json.dumps(told))
+"""
+REAL_CRYPTOGRAPHY = """
+import json, sys
+from pathlib import Path
+from vantage6.common.encryption import RSACryptor
+asked = json.load(sys.stdin)
+cryptor = RSACryptor(Path(asked["key"]))
+sealed = cryptor.encrypt_bytes_to_str(json.dumps({"b": 2}).encode(), cryptor.public_key_str)
+print(json.dumps({"inputs": [cryptor.decrypt(text).decode() for text in asked["inputs"]], "sealed": sealed}))
+"""
+
+
+def real_cryptography(key, inputs):
+    done = subprocess.run(
+        [str(client_venv()), "-P", "-c", REAL_CRYPTOGRAPHY],
+        input=json.dumps({"key": str(key), "inputs": inputs}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+class SealedServer(StubServer):
+    """Keeps what arrives, and has a sealed result."""
+
+    def __init__(self, result):
+        super().__init__()
+        self.inputs = []
+        self._result = {"id": 1, "result": result, "blob_storage_used": False}
+
+    def __call__(self, request):
+        if request.path == "result":
+            return json_answer({"data": [self._result], "links": {}})
+        if request.path == "result/1":
+            return json_answer(self._result)
+        if request.method == "POST":
+            task = json.loads(b"".join(request.body))
+            self.inputs = [part["input"] for part in task["organizations"]]
+        return super().__call__(request)
+
+
+@pytest.mark.engine
+@pytest.mark.interop
+def test_what_the_official_client_says_in_a_container_leaves_sealed_for_the_real_code(
+    docker_client, tmp_path
+):
+    key = create_private_key(tmp_path / "key.pem")
+    sealed = real_cryptography(tmp_path / "key.pem", [])["sealed"]
+    server = SealedServer(sealed)
+    with Served(server, sealer=EnvelopeSealer(key, lambda organization: key.public)) as proxy:
+        told = told_by(docker_client, SEALED_CALLS, token=TOKEN, port=proxy.server.port)
+    assert (told["results"], told["result"]) == ([{"b": 2}], {"b": 2})
+    inputs = real_cryptography(tmp_path / "key.pem", server.inputs)["inputs"]
+    assert [json.loads(text)["method"] for text in inputs] == ["mä", "mä"]
 
 
 @pytest.mark.engine

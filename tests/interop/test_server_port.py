@@ -3,6 +3,7 @@
 import base64
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,8 @@ def test_a_large_input_and_a_large_result_get_through(real: RealServer, agent: A
     stage = RealStage(real)
     content = b'"' + b"x" * 10_000_000 + b'"'
     task_id, run_id = create(stage, content)
-    assert only(agent.server.open_runs(task_id)).input == content
+    with closing(agent.server.open_runs(task_id)) as listed:
+        assert b"".join(next(listed).input) == content
     agent.server.claim(run_id, at=AT)
     result = tmp_path / "result"
     result.write_bytes(bytes(range(256)) * 80_000 + b"!")

@@ -53,6 +53,10 @@ missing_packages() {
   have docker-registry || echo docker-registry
   have mmdebstrap || echo mmdebstrap
   have setfacl || echo acl
+  have squid || echo squid
+  have ssh || echo openssh-client
+  have sshd || echo openssh-server
+  compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql
 }
 
 venv_package() {
@@ -74,9 +78,13 @@ hold_services() {
   as_root chmod 755 /usr/sbin/policy-rc.d
 }
 
-disable_registry_service() {
+# The tests start their own, on addresses of their own. A secure shell that was there before is left alone.
+disable_services() {
   [ -d /run/systemd/system ] || return 0
-  as_root systemctl disable --now docker-registry >/dev/null 2>&1 || true
+  local service
+  for service in docker-registry squid openssh-server:ssh postgresql; do
+    case " $* " in *" ${service%%:*} "*) as_root systemctl disable --now "${service##*:}" >/dev/null 2>&1 || true ;; esac
+  done
 }
 
 install_packages() {
@@ -89,7 +97,7 @@ install_packages() {
     say "apt-get update reported a fault (see .lab/apt.log); going on with the lists at hand"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${packages[@]}" \
     >>.lab/apt.log 2>&1 </dev/null || say "apt-get reported a fault (see .lab/apt.log)"
-  case " ${packages[*]} " in *" docker-registry "*) disable_registry_service ;; esac
+  disable_services "${packages[@]}"
 }
 
 ensure_packages() {

@@ -17,6 +17,7 @@ from typing import Any, Self
 import requests
 import yaml
 
+from tests.lab.blob_store import BlobStore
 from tests.lab.places import say
 from tests.lab.registry import free_port
 from tests.lab.venvs import environment, server_venv
@@ -45,6 +46,7 @@ class RealServer:
         encrypted: bool = False,
         host: str = "127.0.0.1",
         config: Mapping[str, Any] | None = None,
+        blob_store: BlobStore | None = None,
     ) -> None:
         self.organizations = tuple(organizations)
         self.api_keys = {name: str(uuid.uuid4()) for name in organizations}
@@ -55,6 +57,7 @@ class RealServer:
         self._listen = {"host": host, "port": free_port(host)}
         self._encrypted = encrypted
         self._config = dict(config or {})
+        self._blob_store = blob_store
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -91,8 +94,7 @@ class RealServer:
         """Start the server on its database and wait until it answers."""
         if self._process is not None:
             return
-        # -P: this file's folder has a vantage6.py of its own, which must not hide the package.
-        command = [str(server_venv()), "-P", str(PROCESS), self._folder.name]
+        command = self._command() if self._blob_store is None else self._uwsgi_command()
         say(f"starting the vantage6 server at {self.url} …")
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -123,6 +125,23 @@ class RealServer:
             process.kill()
             process.wait()
 
+    def _command(self) -> list[str]:
+        # -P: this file's folder has a vantage6.py of its own, which must not hide the package.
+        return [str(server_venv()), "-P", str(PROCESS), self._folder.name]
+
+    def _uwsgi_command(self) -> list[str]:
+        """Start the server as its own start command does: only uWSGI lets it read uploads to the blob store."""
+        return [
+            str(server_venv().with_name("uwsgi")),
+            *("--http", f"{self._listen['host']}:{self._listen['port']}"),
+            *("--gevent", "1000", "--http-websockets", "--http-chunked-input", "--http-keepalive"),
+            *("--post-buffering", "0", "--master", "--callable", "app", "--disable-logging"),
+            *("--wsgi-file", str(PROCESS), "--pyargv", self._folder.name),
+            *("--die-on-term", "--no-orphans"),
+            # Its client uploads in pieces of 1 MiB, which is as much as uWSGI takes with what stands around a piece.
+            *("--chunked-input-limit", str(2 << 20)),
+        ]
+
     def _write_files(self, folder: Path) -> None:
         (folder / "server.yaml").write_text(yaml.safe_dump(self._server_config(folder)))
         (folder / "entities.json").write_text(json.dumps(self._entities()))
@@ -149,6 +168,7 @@ class RealServer:
                 "datefmt": "%H:%M:%S",
                 "loggers": [],
             },
+            **({} if self._blob_store is None else {"large_result_store": dict(self._blob_store.config)}),
             **self._config,
         }
 

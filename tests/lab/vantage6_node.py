@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,10 +118,18 @@ def _pip(*arguments: str) -> None:
 class PeerNode:
     """One node of vantage6's own making, for one organization of a server that its container can reach."""
 
-    def __init__(self, client: docker.DockerClient, server: RealServer, organization: str) -> None:
+    def __init__(
+        self,
+        client: docker.DockerClient,
+        server: RealServer,
+        organization: str,
+        *,
+        databases: Mapping[str, Path] | None = None,
+    ) -> None:
         self._client = client
         self._server = server
         self._organization = organization
+        self._databases = dict(databases or {})
         self.name = f"peer-{secrets.token_hex(3)}"
         self._prefix = f"vantage6-{self.name}-user"
 
@@ -180,7 +188,9 @@ class PeerNode:
             "port": int(port),
             "api_path": "/api",
             "task_dir": str(folder / "tasks"),
-            "databases": [],
+            "databases": [
+                {"label": label, "type": "csv", "uri": str(path)} for label, path in self._databases.items()
+            ],
             "encryption": {"enabled": False, "private_key": ""},
             "logging": {
                 "level": "INFO",

@@ -1,8 +1,9 @@
 """The real vantage6 server in a process of its own.
 
 Started by tests/lab/vantage6.py with the Python of the server's environment and one argument: a folder with
-`server.yaml`, `entities.json` and `listen.json`. Writes `ids.json` there before it listens. Knows nothing of the
-project: only vantage6 is installed where it runs.
+`server.yaml`, `entities.json` and `listen.json`. Writes `ids.json` there before it listens. Runs by itself, as developers
+run the server, or loaded by uWSGI, as it is run elsewhere. Knows nothing of the project: only vantage6 is installed where
+it runs.
 """
 
 # Checked with the project's tools, which do not see that environment.
@@ -46,26 +47,50 @@ def ids() -> dict[str, dict[str, int]]:
     }
 
 
-def serve(folder: Path) -> None:
-    """Run the server until the process ends."""
+def make_blob_container(config: dict[str, Any]) -> None:
+    """Make the place in the blob store, which the server expects to find there."""
+    from azure.core.exceptions import ResourceExistsError
+    from azure.storage.blob import BlobServiceClient
+
+    with BlobServiceClient.from_connection_string(config["connection_string"]) as store:
+        try:
+            store.create_container(config["container_name"])
+        except ResourceExistsError:
+            pass
+
+
+def prepare(folder: Path) -> Any:
+    """Return the server, ready to serve its database."""
+    restore_enum_formatting()
+    # The server makes log and configuration folders under the home directory; they belong with the rest.
+    os.environ["HOME"] = str(folder)
     from vantage6.cli.context.server import ServerContext
     from vantage6.common import context as folders
-    from vantage6.server import ServerApp, run_dev_server
+    from vantage6.server import ServerApp
     from vantage6.server.model.base import Database
 
     # Some machines have /.dockerenv without being a container; the server would then write below /mnt.
     folders.running_in_docker = lambda: False
     context = ServerContext.from_external_config_file(str(folder / "server.yaml"), False)
     Database().connect(uri=context.get_database_uri(), allow_drop_all=False)
+    if "large_result_store" in context.config:
+        make_blob_container(context.config["large_result_store"])
     app = ServerApp(context).start()
     load_entities(json.loads((folder / "entities.json").read_text()))
     (folder / "ids.json").write_text(json.dumps(ids()))
+    return app
+
+
+def serve(folder: Path) -> None:
+    """Run the server until the process ends."""
+    app = prepare(folder)
+    from vantage6.server import run_dev_server
+
     listen = json.loads((folder / "listen.json").read_text())
     run_dev_server(app, host=listen["host"], port=listen["port"])
 
 
 if __name__ == "__main__":
-    restore_enum_formatting()
-    # The server makes log and configuration folders under the home directory; they belong with the rest.
-    os.environ["HOME"] = sys.argv[1]
     serve(Path(sys.argv[1]))
+elif __name__.startswith("uwsgi_file_"):
+    app = prepare(Path(sys.argv[1])).app

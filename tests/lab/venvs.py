@@ -17,6 +17,7 @@ SERVER_REQUIREMENTS = (
     f"vantage6-server=={VANTAGE6_VERSION}",
     f"vantage6-backend-common=={VANTAGE6_VERSION}",
     "psutil",
+    "pyuwsgi==2.0.30.post1",  # what the server runs in when it is not run by its developers
 )
 CLIENT_REQUIREMENTS = (f"vantage6-client=={VANTAGE6_VERSION}",)
 

@@ -1,7 +1,7 @@
 """The control loop: which step of which run is next, and what each message does to that."""
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from node_agent.agent import (
     GRACE_SECONDS,
+    LIVE_LOG_SECONDS,
     OBSERVE_SECONDS,
     PING_SECONDS,
     POLL_SECONDS,
@@ -41,6 +42,7 @@ from node_agent.domain.messages import (
 )
 from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.task import JobKey, TaskId
 from node_agent.errors import (
     AccessDenied,
@@ -51,7 +53,7 @@ from node_agent.errors import (
     RunClosed,
     ServerUnreachable,
 )
-from node_agent.progress import MAX_BACKOFF_SECONDS
+from node_agent.progress import MAX_BACKOFF_SECONDS, SETTLE_SECONDS
 from node_agent.runtable import RunTable
 from node_agent.store.journal import SqliteJournal, read_history
 from tests.doubles.clock import ManualClock
@@ -68,6 +70,20 @@ STOPPED = Advance(State.FINISHED, {"outcome": Outcome.KILLED, "finished_at": 7.0
 REPORTED = Advance(State.REPORTED, {"announced": Status.COMPLETED})
 REMOVED = Advance(State.REMOVED, {})
 WAY = (ADMITTED, PULLED, CREATED, RUNNING, ANNOUNCED, CAPTURED, FINISHED, REPORTED, REMOVED)
+
+
+class Whispers:
+    """Live logs: which runs are followed, and what they are said to have written."""
+
+    def __init__(self) -> None:
+        self.followed: list[RunId] = []
+        self.pieces: list[LogPiece] = []
+
+    def keep_up(self, runs: Collection[Run]) -> list[LogPiece]:
+        self.followed = [run.id for run in runs]
+        given = [piece for piece in self.pieces if piece.run_id in self.followed]
+        self.pieces = [piece for piece in self.pieces if piece not in given]
+        return given
 
 
 class FaultyJournal(SqliteJournal):
@@ -97,6 +113,7 @@ class Bench:
         self.lists: list[TaskId | None] = []
         self.sweeps = 0
         self.shown: list[Snapshot] = []
+        self.live_logs = Whispers()
         self.start()
 
     def start(self) -> None:
@@ -115,6 +132,7 @@ class Bench:
                 list_runs=self.lists.append,
                 sweep=self._sweep,
                 show=self.shown.append,
+                live_logs=self.live_logs,
             ),
             clock=self.clock,
             concurrent_runs=self.concurrent_runs,
@@ -967,3 +985,52 @@ def test_a_stored_run_is_taken_up_as_it_is(bench: Bench) -> None:
     bench.start()
     bench.agent.turn(0)
     assert bench.pool.in_flight[RunId(5)][1] == stored
+
+
+# --- live logs ------------------------------------------------------------------------------------------------
+
+
+def test_a_log_is_followed_only_once_the_server_knows_that_the_run_is_active(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    bench.bring_to(State.CREATED)
+    bench.succeed(1, RUNNING)
+    assert bench.step_of() == "announce"
+    bench.wait(LIVE_LOG_SECONDS)
+    assert bench.live_logs.followed == []
+    bench.succeed(1, ANNOUNCED)
+    bench.wait(LIVE_LOG_SECONDS)
+    assert bench.live_logs.followed == [RunId(1)]
+
+
+def test_what_a_running_run_wrote_is_sent_while_the_node_is_online(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    bench.bring_to(State.RUNNING)
+    piece = LogPiece(RunId(1), "half way\n")
+    bench.live_logs.pieces = [piece]
+    bench.tell(ServerOffline("a cable"))
+    bench.wait(LIVE_LOG_SECONDS)
+    assert bench.channel.logs == []
+    bench.tell(ServerOnline())
+    bench.wait(LIVE_LOG_SECONDS)
+    assert bench.channel.logs == [piece]
+
+
+def test_the_final_report_waits_until_the_server_took_in_what_was_sent_live(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    bench.bring_to(State.RUNNING)
+    bench.live_logs.pieces = [LogPiece(RunId(1), "the last words\n")]
+    bench.wait(LIVE_LOG_SECONDS)
+    bench.succeed(1, CAPTURED, FINISHED)
+    assert bench.step_of() is None
+    bench.wait(SETTLE_SECONDS)
+    assert bench.step_of() == "report"
+
+
+def test_nothing_is_sent_live_of_a_run_that_ended_or_shall_end(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    bench.bring_to(State.RUNNING)
+    bench.live_logs.pieces = [LogPiece(RunId(1), "too late\n")]
+    bench.succeed(1, CAPTURED)
+    bench.wait(LIVE_LOG_SECONDS)
+    assert bench.channel.logs == []
+    assert bench.live_logs.followed == []

@@ -11,6 +11,7 @@ from node_agent.checks import CheckResult, FolderFacts, Verdict
 from node_agent.commands import folder_facts
 from node_agent.config import LimitsSection
 from node_agent.domain.database import Database, DatabaseType
+from node_agent.domain.policy import Policy, Restriction
 from node_agent.domain.ports import NodeIdentity
 from node_agent.domain.task import OrganizationId
 from node_agent.errors import ConfigError, EngineUnreachable, ServerUnreachable
@@ -102,14 +103,37 @@ def test_the_address_of_a_service_is_not_shown() -> None:
 
 def test_nothing_to_compute_on_and_nothing_allowed_deserve_a_look() -> None:
     assert checks.judge_databases([])[0].verdict is Verdict.WARNING
-    assert checks.judge_policy([]).verdict is Verdict.WARNING
-    assert checks.judge_policy(["*"]).verdict is Verdict.WARNING
-    assert checks.judge_policy(["x/*"]).verdict is Verdict.OK
+    assert checks.judge_policy(Policy()).verdict is Verdict.WARNING
+    assert checks.judge_policy(Policy(algorithms=("x/*",))).verdict is Verdict.OK
 
 
-def test_an_encrypted_collaboration_is_not_supported_yet() -> None:
-    assert checks.judge_identity(NODE).verdict is Verdict.OK
-    assert checks.judge_identity(replace(NODE, encrypted=True)).verdict is Verdict.FAIL
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (Policy(), "nothing runs"),
+        (Policy(algorithms=()), "policy.algorithms is an empty list"),
+        (Policy(algorithms=("*",)), "policy.algorithms: * says nothing about where"),
+        (Policy(algorithms=("*/average",)), "says nothing about where"),
+        (Policy(stores=("https://*/api",)), "policy.algorithm_stores: https://*/api says nothing"),
+        (Policy(stores=("http://store.example.org/api",)), "is not https"),
+        (Policy(algorithms=("x/*",), users=()), "policy.users is an empty list: nobody"),
+        (Policy(algorithms=("x/*",), organizations=()), "policy.organizations is an empty list: nobody"),
+        (Policy(algorithms=("x/*",), users=(3, "alice")), "policy.users holds names"),
+        (Policy(algorithms=("*",), restrictions=(Restriction(image="x/*", methods=()),)), "another name"),
+    ],
+)
+def test_a_policy_that_may_not_mean_what_it_seems_to_is_told(policy: Policy, words: str) -> None:
+    result = checks.judge_policy(policy)
+    assert result.verdict is Verdict.WARNING
+    assert any(words in fault for fault in result.faults)
+
+
+def test_the_state_of_the_key_is_told() -> None:
+    assert checks.judge_identity(replace(NODE, encrypted=True)).verdict is Verdict.OK
+    assert "not encrypted" in checks.encryption_fine(None).found
+    assert "next start uploads it" in checks.encryption_fine("").found
+    assert "12ab-34cd" in checks.encryption_fine("12ab-34cd").found
+    assert "12ab-34cd in /k.pem" in checks.key_fine(Path("/k.pem"), "12ab-34cd").found
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def giving(value: Any) -> Callable[..., Any]:
 
 NOTHING = Parts(
     load=giving(SETTINGS), load_place=giving(SETTINGS), run=never, check=never, history=never, sight=never,
-    agent=never, ensure_network=never, remove_network=never,
+    agent=never, create_key=never, show_key=never, upload_key=never, replace_key=never,
+    ensure_network=never, remove_network=never,
 )  # fmt: skip
 
 

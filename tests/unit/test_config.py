@@ -143,7 +143,7 @@ def test_any_value_may_come_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_a_doubled_dollar_is_no_variable(tmp_path: Path) -> None:
-    text = REST + "databases: [{label: a, type: sql, uri: 'x://h', env: {p: '$${NOT}'}}]\n"
+    text = REST + "databases: [{label: a, type: sql, uri: 'x://h:1', env: {p: '$${NOT}'}}]\n"
     assert load_text(text, tmp_path).databases[0].env == {"p": "${NOT}"}
 
 
@@ -172,6 +172,14 @@ def test_a_bare_file_name_is_a_systemd_credential(tmp_path: Path) -> None:
     assert "must be an absolute path" in fault_of(text, tmp_path)
 
 
+def test_the_private_key_is_a_path_or_a_systemd_credential(tmp_path: Path) -> None:
+    machine = PaperMachine(environment={"CREDENTIALS_DIRECTORY": "/run/c"})
+    for given, meant in (("/k/alpha.pem", "/k/alpha.pem"), ("alpha.pem", "/run/c/alpha.pem")):
+        text = REST + f"encryption: {{private_key: {given}}}\n"
+        assert load_text(text, tmp_path, machine).private_key == Path(meant)
+    assert load_text(REST, tmp_path).private_key is None
+
+
 def test_what_an_api_key_looks_like_is_the_servers_business(tmp_path: Path) -> None:
     settings = load_text(REST.replace(KEY, "not-a-uuid"), tmp_path)
     assert settings.server.api_key == Secret("not-a-uuid")
@@ -187,7 +195,7 @@ def test_key_and_key_file_together_are_refused_and_so_is_neither(tmp_path: Path)
 def test_secrets_do_not_show_in_the_settings(tmp_path: Path) -> None:
     text = REST + (
         "images: {registries: [{host: r, username: u, password: hunter2}]}\n"
-        "databases: [{label: a, type: sql, uri: 'x://u:hunter2@h', env: {p: hunter2}}]\n"
+        "databases: [{label: a, type: sql, uri: 'x://u:hunter2@h:1', env: {p: hunter2}}]\n"
     )
     settings = load_text(text, tmp_path)
     assert "hunter2" not in repr(settings)
@@ -267,10 +275,10 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
     [
         ("databses: []", 'did you mean "databases"?'),
         ("limits: {memroy: 1GiB}", 'did you mean "memory"?'),
-        ("api_key: x", "did you mean server.api_key?"),
+        ("api_key: x", "here it is said with server.api_key_file"),
         ("server_url: x", "here it is said with server.url"),
         ("task_dir: /x", "here it is said with state_dir"),
-        ("share: {zzz: 1}", "(here: node_facts)"),
+        ("share: {zzz: 1}", "(here: node_facts, "),
         ("logging: {level: inof}", 'not one of debug, info, warning, error; did you mean "info"?'),
         ("images: {pull: sometimes}", "not one of always, missing, never"),
         ("limits: {memory: 4}", "has no unit"),
@@ -297,7 +305,8 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("container_user: '9:99999999999'", "must be"),
         ("docker_host: /run/docker.sock", "unix:///run/docker.sock"),
         ("status: {listen: 127.0.0.1:80}", "not available in this version"),
-        ("encryption: {private_key: /k.pem}", "not available in this version"),
+        ("encryption: {private_key: k.pem}", "must be an absolute path, or the name of a systemd credential"),
+        ("encryption: {private_key: 3}", "must be the path of a file"),
         ("compute_api: {listen: x}", "not available in this version"),
         ("policy: {algorithms: ['x/y:1.0']}", "names a tag"),
         ("policy: {algorithms: ['x/y:1.0@sha256:" + "0" * 64 + "']}", "names a tag"),
@@ -310,7 +319,7 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("images: {registries: [{host: 'a b', username: u, password: p}]}", "not a host name"),
         ("images: {registries: [{host: a, username: u}]}", "give the password as password_file"),
         ("images: {registries: [{host: a, username: u, password: 1}]}", "put it in quotes"),
-        ("databases: [{label: 1a, type: sql, uri: 'x://h'}]", "is not an identifier"),
+        ("databases: [{label: 1a, type: sql, uri: 'x://h:1'}]", "is not an identifier"),
         ("databases: [{label: a, type: sql, uri: nothing}]", "is no service address"),
         ("databases: [{label: a, type: csv, uri: d.csv}]", "must be an absolute path"),
         ("databases: [{label: a, type: csv, uri: /d/../x}]", "must be an absolute path"),
@@ -320,9 +329,9 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("databases: [{label: a, type: folder, uri: /file}]", "is a file"),
         ("databases: [{label: data, type: folder, uri: /folder}]", "would hide /mnt/data"),
         ("databases: [{label: tmp, type: other, uri: /file}]", "would hide /mnt/tmp"),
-        ("databases: [{label: a, type: sql, uri: 'x://h', env: {a: 1}}]", "put it in quotes"),
-        ("databases: [{label: a, type: sql, uri: 'x://h', env: {a-b: x}}]", "no identifier"),
-        ("databases: [{label: a, type: sql, uri: 'x://h', env: {a: x, A: y}}]", "differ only in case"),
+        ("databases: [{label: a, type: sql, uri: 'x://h:1', env: {a: 1}}]", "put it in quotes"),
+        ("databases: [{label: a, type: sql, uri: 'x://h:1', env: {a-b: x}}]", "no identifier"),
+        ("databases: [{label: a, type: sql, uri: 'x://h:1', env: {a: x, A: y}}]", "differ only in case"),
         ("databases: [{label: a, type: sql}]", "is missing"),
     ],
 )

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from node_agent.admission import Admission
 from node_agent.agent import Agent, Hands
 from node_agent.domain.container import ContainerLimits, Phase, PullPolicy
 from node_agent.domain.messages import KillRequested, Message, ServerOnline, SubtaskCreated, SweepDone
-from node_agent.domain.run import RunId, Status
-from node_agent.domain.task import DatabaseRequest, TaskId
-from node_agent.errors import EngineUnreachable, ServerUnreachable, StartFailed
+from node_agent.domain.policy import Policy
+from node_agent.domain.run import BlobId, RunId, Status
+from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
+from node_agent.errors import BlobUnreadable, EngineUnreachable, ServerUnreachable, StartFailed
 from node_agent.lister import Lister
 from node_agent.pool import do_step
 from node_agent.runtable import RunTable
@@ -39,16 +41,18 @@ from tests.doubles.core import (
     Fused,
     PowerCut,
     ServerBook,
+    StoreBook,
     make_open_run,
     make_task,
 )
 
 RUN = RunId(1)
+INPUT = BlobId("input")
 ENOUGH_TURNS = 400
 UNTIL_SWEPT = 700.0
 SETTINGS = StepSettings(
+    log_mask=iter,
     node_name="alpha",
-    algorithms=("registry.example.org/approved/*",),
     pull=PullPolicy.ALWAYS,
     relaxations=(),
     user=(65534, 65534),
@@ -60,6 +64,9 @@ SETTINGS = StepSettings(
     registry_patience=20.0,
     proxy_port=7654,
 )
+
+
+POLICY = Policy(algorithms=("registry.example.org/approved/*",))
 
 
 class World:
@@ -107,6 +114,14 @@ class Life:
             runtime=engine,
             folders=folders,
             databases=ConfiguredDatabases(),
+            admission=Admission(
+                policy=POLICY,
+                own_organization_id=OrganizationId(3),
+                server=server,
+                stores=StoreBook(),
+                folders=folders,
+                clock=world.clock,
+            ),
             clock=world.clock,
             settings=SETTINGS,
             wanted=runs.is_wanted,
@@ -243,6 +258,14 @@ def trouble_everywhere(world: World) -> None:
         world.engine.faults.plan(call, EngineUnreachable("away"), times=2)
 
 
+def in_the_blob_store(world: World) -> None:
+    """Input and result lie in the server's blob store, which has its bad moments."""
+    world.server.blobs[INPUT] = b"{}"
+    world.server.add(make_open_run(1, input=(), input_blob=INPUT))
+    world.server.faults.plan("open_input", BlobUnreadable("away"), times=2)
+    world.server.faults.plan("store_result", ServerUnreachable("away"), times=2)
+
+
 def engine_away(world: World) -> None:
     world.engine.faults.plan("find_image", EngineUnreachable("away"), times=20)
 
@@ -270,6 +293,7 @@ STORIES = (
     Story("no such database", Status.FAILED, prepare=unknown_database, starts=(0,)),
     Story("unreadable", Status.FAILED, prepare=unreadable, starts=(0,)),
     Story("cannot be started", Status.START_FAILED, prepare=start_refused, starts=(0,)),
+    Story("in the blob store", Status.COMPLETED, prepare=in_the_blob_store),
     Story("trouble everywhere", Status.COMPLETED, prepare=trouble_everywhere),
     Story("waits for its subtask", Status.COMPLETED, outside=wait_for_the_subtask, runs=2),
     Story(
@@ -370,6 +394,22 @@ def test_the_result_and_the_log_survive_every_stop(quick_dir: Path) -> None:
         assert (report.result, report.log) == (b"42", "hello\n"), f"stopped at {place}"
 
 
+def test_a_result_is_stored_twice_only_when_nobody_could_know_that_it_was(quick_dir: Path) -> None:
+    (story,) = (story for story in STORIES if story.prepare is in_the_blob_store)
+    count = Fuse()
+    _lived(quick_dir, story, count)
+    # the last call that stores, not one that fails
+    stored_at = max(place for place, name in enumerate(count.places) if name == "after server.store_result")
+    assert count.places[stored_at + 1] == "before journal.update"
+    for place, name in enumerate(count.places):
+        world = _lived(quick_dir, story, Fuse(blows_at=place))
+        (report,) = world.server.entries[RUN].accepted
+        stored = [content for blob, content in world.server.blobs.items() if blob != INPUT]
+        assert report.stored_as is not None, f"stopped at {place}: {name}"
+        assert world.server.blobs[report.stored_as] == b"42", f"stopped at {place}: {name}"
+        assert len(stored) == 1 + (place in {stored_at, stored_at + 1}), f"stopped at {place}: {name}"
+
+
 def test_a_kill_while_the_agent_is_down_is_found_by_absence(quick_dir: Path) -> None:
     count = Fuse()
     _lived(quick_dir, STORIES[0], count)
@@ -390,6 +430,7 @@ def test_a_kill_while_the_agent_is_down_is_found_by_absence(quick_dir: Path) -> 
 def _lived(folder: Path, story: Story, fuse: Fuse) -> World:
     world = World(Path(tempfile.mkdtemp(dir=folder)))
     world.server.add(make_open_run(1))
+    story.prepare(world)
     with suppress(PowerCut):
         Life(world, fuse).live(story.outside)
     story.outside(world)

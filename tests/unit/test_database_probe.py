@@ -14,7 +14,7 @@ SQLITE = Database(label="local", type=DatabaseType.SQLITE, uri="/srv/a.db")
 
 def facts(**change):
     return node_facts(
-        [CSV, SQLITE], {"default": ["age", "sex"]}, **{"algorithms": ["reg/*"], "encrypted": False, **change}
+        [CSV, SQLITE], {"default": ["age", "sex"]}, **{"policy": {"allowed_algorithms": ["reg/*"]}, "encrypted": False, **change}
     )
 
 
@@ -28,8 +28,8 @@ def test_node_facts_have_the_names_the_server_stores():
     }
 
 
-def test_a_policy_that_allows_every_image_is_shared_as_all():
-    assert facts(algorithms=["a", "*"])["allowed_algorithms"] == "all"
+def test_a_policy_that_is_not_shared_leaves_no_trace():
+    assert not [key for key in facts(policy={}) if key.startswith("allowed")]
 
 
 def test_databases_without_columns_start_no_program():

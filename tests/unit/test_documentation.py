@@ -42,6 +42,8 @@ def test_the_values_of_the_example_are_the_defaults() -> None:
         "images",
         "limits",
         "network",
+        "egress",
+        "services",
         "relaxations",
         "share",
         "docker_host",

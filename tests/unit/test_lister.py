@@ -1,5 +1,6 @@
 """The lister: one listing per wish, inputs to disk, and no answer but a whole one."""
 
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from node_agent.domain.messages import ListingFailed, RunsListed
+from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import AccessDenied, DiskFull, ServerUnreachable, Transient
+from node_agent.errors import AccessDenied, DiskFull, InputUnreadable, ServerUnreachable, Transient
 from node_agent.lister import Lister
 from node_agent.store.rundir import DiskRunFolders
 from tests.doubles.clock import ManualClock
@@ -62,10 +64,52 @@ def test_a_listing_of_one_task_is_not_complete(bench: Bench) -> None:
 
 
 def test_inputs_go_to_disk_and_not_into_the_mailbox(bench: Bench) -> None:
-    bench.server.add(make_open_run(1, input=b"secret"))
+    bench.server.add(make_open_run(1, input=(b"sec", b"ret")))
     bench.lister.serve_one(None)
-    assert bench.posted[0].runs[0].input == b""
+    assert bench.posted[0].runs[0].input == ()
     assert bench.folders.has_input(RunId(1))
+
+
+def test_an_input_that_cannot_be_read_is_a_fault_of_its_run_alone(bench: Bench) -> None:
+    def unreadable() -> Iterator[bytes]:
+        yield b"half"
+        raise InputUnreadable("encrypted for another key")
+
+    bench.server.add(make_open_run(1, input=unreadable()))
+    bench.server.add(make_open_run(2))
+    bench.lister.serve_one(None)
+    assert [run.fault for run in bench.posted[0].runs] == ["encrypted for another key", ""]
+    assert [bench.folders.has_input(RunId(number)) for number in (1, 2)] == [False, True]
+
+
+def test_the_input_of_a_known_run_is_not_even_read(bench: Bench) -> None:
+    read: list[int] = []
+    bench.known.add(RunId(1))
+    bench.server.add(make_open_run(1, input=(read.append(1) or b"" for _ in range(1))))
+    bench.lister.serve_one(None)
+    assert read == []
+
+
+def test_a_listing_is_closed_when_an_input_cannot_be_stored(bench: Bench) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"half"
+        raise DiskFull("full")
+
+    class Listing(ServerBook):
+        closed = False
+
+        def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
+            try:
+                yield from super().open_runs(task_id)
+            finally:
+                self.closed = True
+
+    server = Listing()
+    server.add(make_open_run(1, input=failing()))
+    bench.lister._server = server
+    bench.lister.serve_one(None)
+    assert isinstance(bench.posted[0], ListingFailed)
+    assert server.closed
 
 
 def test_the_input_of_a_known_run_is_not_stored_again(bench: Bench) -> None:

@@ -1,13 +1,11 @@
-"""The owner's rules: what they allow, what they refuse, and which rule decided."""
+"""Image references taken apart, what an image is given back, and what of the policy is shared."""
 
 import pytest
 
 from node_agent.domain.container import Relaxation
-from node_agent.domain.policy import Answer, ImageName, judge_image, matching_relaxation, parse_image
+from node_agent.domain.policy import ImageName, Policy, matching_relaxation, parse_image, shared
 
 DIGEST = "sha256:" + "a" * 64
-OTHER = "sha256:" + "b" * 64
-RULES = ("registry.example.org/approved/*", f"registry.example.org/exact/image@{DIGEST}")
 
 
 @pytest.mark.parametrize(
@@ -46,57 +44,8 @@ def test_a_reference_is_taken_apart(reference: str, expected: ImageName) -> None
         "registry.example.org/" + "a-" * 200 + "!",
     ],
 )
-def test_what_is_no_reference_never_runs(reference: str) -> None:
+def test_what_is_no_reference_is_not_taken_apart(reference: str) -> None:
     assert parse_image(reference) is None
-    verdict = judge_image(reference, ("*",))
-    assert verdict.answer is Answer.NO
-    assert "well formed" in verdict.rule
-
-
-def test_nothing_listed_means_nothing_runs() -> None:
-    verdict = judge_image("average", ())
-    assert verdict.answer is Answer.NO
-    assert "policy.algorithms is empty" in verdict.rule
-
-
-@pytest.mark.parametrize(
-    "reference", ["registry.example.org/approved/a", "registry.example.org/approved/a:v1"]
-)
-def test_a_glob_over_the_name_allows_every_tag_and_digest(reference: str) -> None:
-    for digest in (None, DIGEST, OTHER):
-        verdict = judge_image(reference, RULES, digest=digest)
-        assert (verdict.answer, verdict.rule) == (Answer.YES, f"policy.algorithms: {RULES[0]}")
-
-
-@pytest.mark.parametrize(
-    "reference",
-    ["evil.example.org/registry.example.org/approved/a", "registry.example.org/approve/a", "approved/a", "a"],
-)
-def test_the_whole_name_has_to_match(reference: str) -> None:
-    verdict = judge_image(reference, RULES)
-    assert verdict.answer is Answer.NO
-    assert "no rule" in verdict.rule
-
-
-def test_an_exact_rule_depends_on_the_digest_until_it_is_known() -> None:
-    image = "registry.example.org/exact/image:v1"
-    assert judge_image(image, RULES).answer is Answer.DEPENDS_ON_DIGEST
-    assert judge_image(image, RULES, digest=DIGEST).answer is Answer.YES
-    refused = judge_image(image, RULES, digest=OTHER)
-    assert refused.answer is Answer.NO
-    assert "content" in refused.rule
-
-
-def test_what_was_pinned_counts_more_than_what_was_asked_for() -> None:
-    image = f"registry.example.org/exact/image@{DIGEST}"
-    assert judge_image(image, RULES).answer is Answer.YES
-    assert judge_image(image, RULES, digest=OTHER).answer is Answer.NO
-    assert judge_image(f"registry.example.org/exact/image@{OTHER}", RULES).answer is Answer.NO
-
-
-def test_several_exact_rules_allow_several_contents() -> None:
-    rules = (f"a@{DIGEST}", f"a@{OTHER}")
-    assert judge_image("a", rules, digest=OTHER).rule == f"policy.algorithms: a@{OTHER}"
 
 
 def test_the_first_relaxation_that_matches_the_whole_name_counts() -> None:
@@ -110,3 +59,31 @@ def test_the_first_relaxation_that_matches_the_whole_name_counts() -> None:
 def test_nothing_is_relaxed_unless_it_is_said(reference: str) -> None:
     plain = matching_relaxation(reference, (Relaxation(image="other", image_user=True),))
     assert (plain.image_user, plain.writable_root, plain.capabilities) == (False, False, ())
+
+
+# --- what the server may know ---------------------------------------------------------------------------------
+
+
+def test_the_policy_is_shared_in_the_servers_words() -> None:
+    policy = Policy(algorithms=("reg/*",), stores=("https://s/api",), users=(3, 4), organizations=(2, "beta"))
+    assert shared(policy, own_organization_id=9) == {
+        "allowed_algorithms": ["reg/*"],
+        "allowed_algorithm_stores": ["https://s/api"],
+        "allowed_users": ["3", "4"],
+        "allowed_orgs": ["2", "beta"],
+    }
+
+
+def test_a_user_who_is_listed_by_name_keeps_the_users_from_being_shared() -> None:
+    # the server makes a number of each entry, and fails on every task for the node when one is none
+    assert "allowed_users" not in shared(Policy(users=(3, "alice")), own_organization_id=9)
+
+
+def test_what_is_not_configured_is_not_shared() -> None:
+    assert shared(Policy(), own_organization_id=9) == {"allowed_algorithms": []}
+    assert shared(Policy(algorithms=("a", "*")), own_organization_id=9) == {"allowed_algorithms": "all"}
+
+
+def test_a_node_for_its_own_organization_only_shares_that_one() -> None:
+    policy = Policy(own_organization_only=True, organizations=(2, 9))
+    assert shared(policy, own_organization_id=9)["allowed_orgs"] == ["9"]

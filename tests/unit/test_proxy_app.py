@@ -2,17 +2,26 @@
 
 import json
 import threading
-from base64 import b64encode
+from base64 import b64decode, b64encode
+from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import structlog
+from cryptography.hazmat.primitives.asymmetric import rsa
 from werkzeug.test import Client
 
 from node_agent.domain.ports import ProxiedResponse
-from node_agent.errors import ServerUnreachable
+from node_agent.errors import AccessDenied, KeyMissing, ServerUnreachable
+from node_agent.payload.chunks import Literal
+from node_agent.payload.envelope import unseal, unseal_blob
+from node_agent.payload.keys import PrivateKey
 from node_agent.proxy.app import MAX_PER_RUN, ProxyApp
-from node_agent.proxy.sealer import PlainSealer
+from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer
+from node_agent.proxy.spool import Spool
 
 TOKEN = "header.claims.signature"
 RUN = 7
@@ -29,37 +38,62 @@ class StubServer:
 
     def __init__(self, status=200, body=b'{"id": 1}', content_type="application/json"):
         self.seen = []
-        self.answer = ProxiedResponse(status=status, body=body, content_type=content_type)
+        self.answer = ProxiedResponse(status=status, body=[body], content_type=content_type)
 
+    @contextmanager
     def __call__(self, request):
-        self.seen.append(request)
-        return self.answer
+        # what a request brings is gone when it is over
+        self.seen.append(replace(request, body=None if request.body is None else Literal(content(request))))
+        yield self.answer
+
+
+def content(request):
+    found = b"".join(request.body)
+    assert len(found) == request.body.length
+    return found
 
 
 class MarkingSealer(PlainSealer):
     """Shows where it was asked."""
 
-    def seal_inputs(self, body):
-        return b"sealed:" + body
+    def seal_inputs(self, body, task):
+        return Literal(b"sealed:" + b"".join(body))
 
-    def open_results(self, body):
-        return b"opened:" + body
+    def open_results(self, body, parse):
+        return Literal(b"opened:" + b"".join(body))
 
 
 class Proxy:
     """The application with a client that speaks as the run's container."""
 
-    def __init__(self, server=None, **settings):
+    root: Path
+
+    def __init__(self, server=None, *, sealer=None, max_body=64 << 20, room=1 << 30):
         self.server = server or StubServer()
         self.subtasks = []
-        app = ProxyApp(
-            forward=self.server, run_of_token=run_of_token, on_subtask=self.subtasks.append, **settings
+        self.folder = Path(mkdtemp(dir=self.root))
+        self.spool = Spool(self.folder, total=room)
+        self.app = ProxyApp(
+            forward=self.server,
+            run_of_token=run_of_token,
+            on_subtask=self.subtasks.append,
+            spool=self.spool,
+            max_body=max_body,
         )
-        self._client = Client(app)
+        self.app.seal_with(sealer or PlainSealer())
+        self._client = Client(self.app)
+
+    def nothing_is_left(self):
+        return self.spool.taken == 0 and list(self.folder.iterdir()) == []
 
     def ask(self, method, path, *, token=TOKEN, **more):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         return self._client.open(path, method=method, headers=headers | more.pop("headers", {}), **more)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path):
+    Proxy.root = tmp_path
 
 
 def message(response):
@@ -73,7 +107,7 @@ def test_a_call_is_forwarded_with_its_own_token_path_and_query():
     (sent,) = proxy.server.seen
     assert (sent.method, sent.path, sent.query) == ("GET", "run", "task_id=3&page=1&x=%2F..")
     assert sent.token.reveal() == TOKEN
-    assert sent.body == b""
+    assert sent.body is None
     assert (response.status_code, response.data) == (200, b'{"id": 1}')
 
 
@@ -159,7 +193,7 @@ def test_a_new_task_is_forwarded_as_it_is_and_the_run_is_said_to_have_a_subtask(
     proxy = Proxy(StubServer(201, b'{"id": 9}'))
     response = proxy.ask("POST", "/task", json=TASK)
     (sent,) = proxy.server.seen
-    assert json.loads(sent.body) == TASK
+    assert json.loads(content(sent)) == TASK
     assert sent.content_type == "application/json"
     assert (response.status_code, response.json) == (201, {"id": 9})
     assert response.content_type == "application/json"
@@ -204,13 +238,13 @@ def test_a_large_body_within_the_bound_is_forwarded():
     proxy = Proxy(StubServer(201))
     task = TASK | {"description": "x" * (2 << 20)}
     assert proxy.ask("POST", "/task", json=task).status_code == 201
-    assert json.loads(proxy.server.seen[0].body) == task
+    assert json.loads(content(proxy.server.seen[0])) == task
 
 
 def test_a_body_sent_with_a_get_is_not_forwarded():
     proxy = Proxy()
     proxy.ask("GET", "/run/1", json={"a": 1})
-    assert proxy.server.seen[0].body == b""
+    assert proxy.server.seen[0].body is None
 
 
 class Away:
@@ -267,7 +301,7 @@ def test_each_call_is_one_debug_line_without_query_body_or_token():
 def test_inputs_are_sealed_and_results_opened_on_their_way():
     proxy = Proxy(StubServer(200, b"answer"), sealer=MarkingSealer())
     proxy.ask("POST", "/task", json=TASK)
-    assert proxy.server.seen[0].body.startswith(b"sealed:{")
+    assert content(proxy.server.seen[0]).startswith(b"sealed:{")
     assert proxy.ask("GET", "/result?task_id=1").data == b"opened:answer"
     assert proxy.ask("GET", "/result/1").data == b"opened:answer"
     assert proxy.ask("GET", "/task/1").data == b"answer"
@@ -282,28 +316,20 @@ def test_blobs_travel_as_base64_text_and_arrive_as_they_were():
     proxy = Proxy(StubServer(201))
     proxy.ask("POST", "/blobstream", data=b"\x00\xff")
     (sent,) = proxy.server.seen
-    assert (sent.body, sent.content_type) == (b"AP8=", "application/octet-stream")
+    assert (content(sent), sent.content_type) == (b"AP8=", "application/octet-stream")
     kept = Proxy(StubServer(200, b"AP8=", "application/octet-stream"))
     assert kept.ask("GET", f"/blobstream/{UUID}").data == b"\x00\xff"
-
-
-@pytest.mark.parametrize("content", [b"", b"x", b"\x00" * 1000])
-def test_the_plain_sealer_opens_what_it_sealed(content):
-    sealer = PlainSealer()
-    assert sealer.open_blob(sealer.seal_blob(content)) == content
-    assert sealer.open_blob(b"not base64!") == b"not base64!"
-    results = b'{"data": [{"result": "%s"}]}' % b64encode(content)
-    assert sealer.open_results(results) == sealer.seal_inputs(results) == results
 
 
 def test_one_run_cannot_take_every_turn():
     arrived, leave = threading.Semaphore(0), threading.Event()
 
     class Slow(StubServer):
+        @contextmanager
         def __call__(self, request):
             arrived.release()
             leave.wait()
-            return super().__call__(request)
+            yield self.answer
 
     proxy = Proxy(Slow())
     calls = [threading.Thread(target=proxy.ask, args=("GET", "/task/1")) for _ in range(MAX_PER_RUN)]
@@ -318,3 +344,171 @@ def test_one_run_cannot_take_every_turn():
     assert refused.status_code == 429
     assert refused.headers["Retry-After"] == "1"
     assert proxy.ask("GET", "/task/1").status_code == 200
+
+
+# --- bodies of any size -----------------------------------------------------------------------------------------
+
+LARGE = json.dumps({"data": [{"id": 1, "result": "QUJD" * 100_000}]}).encode()
+
+
+def pieces(content):
+    return [content[at : at + 5000] for at in range(0, len(content), 5000)]
+
+
+class Streams(StubServer):
+    """Answers piece by piece."""
+
+    def __init__(self, content, status=200, content_type="application/json"):
+        super().__init__(status)
+        self.answer = ProxiedResponse(status=status, body=pieces(content), content_type=content_type)
+
+
+@pytest.mark.parametrize("path", ["/task/1", "/result/1", "/result?task_id=1"])
+def test_a_large_answer_arrives_as_it_was_sent_with_its_length(path):
+    proxy = Proxy(Streams(LARGE))
+    response = proxy.ask("GET", path)
+    assert (response.data, response.content_length) == (LARGE, len(LARGE))
+    assert response.content_type == "application/json"
+    response.close()
+    assert proxy.nothing_is_left()
+
+
+def test_a_large_answer_holds_its_room_until_it_is_sent():
+    proxy = Proxy(Streams(LARGE))
+    response = proxy.ask("GET", "/task/1", buffered=False)
+    assert proxy.spool.taken == len(LARGE)
+    response.close()
+    assert proxy.nothing_is_left()
+
+
+def test_a_large_blob_is_made_readable():
+    kept = b64encode(bytes(range(256)) * 2000)
+    proxy = Proxy(Streams(kept, content_type="application/octet-stream"))
+    response = proxy.ask("GET", f"/blobstream/{UUID}")
+    assert response.data == b64decode(kept)
+    assert response.content_type == "application/octet-stream"
+    response.close()
+    assert proxy.nothing_is_left()
+
+
+def test_a_large_input_leaves_nothing_behind():
+    proxy = Proxy(StubServer(201))
+    task = TASK | {"organizations": [{"id": 1, "input": "QUJD" * 100_000}]}
+    assert proxy.ask("POST", "/task", json=task).status_code == 201
+    assert json.loads(content(proxy.server.seen[0])) == task
+    assert proxy.nothing_is_left()
+
+
+def test_an_answer_over_the_bound_is_said_to_be_too_large():
+    proxy = Proxy(Streams(LARGE), max_body=len(LARGE) - 1)
+    response = proxy.ask("GET", "/task/1")
+    assert response.status_code == 502
+    assert "larger than" in message(response)
+    assert proxy.nothing_is_left()
+
+
+def test_without_room_on_disk_the_algorithm_is_asked_to_come_back():
+    proxy = Proxy(Streams(LARGE), room=len(LARGE))
+    response = proxy.ask("GET", "/task/1")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    assert "room on disk" in message(response)
+    assert proxy.nothing_is_left()
+
+
+def breaks_off():
+    yield LARGE[:200_000]
+    raise ServerUnreachable("the line broke")
+
+
+def test_an_answer_that_breaks_off_is_no_answer():
+    proxy = Proxy()
+    proxy.server.answer = ProxiedResponse(status=200, content_type="application/json", body=breaks_off())
+    response = proxy.ask("GET", "/task/1")
+    assert response.status_code == 502
+    assert "cannot be reached" in message(response)
+    assert proxy.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b'{"a": [' + b"[]," * 300_000, 413), (b'{"' + b"a" * 100_000 + b'": 1}', 400)]
+)
+def test_json_that_would_take_much_memory_is_refused(body, status):
+    proxy = Proxy()
+    assert proxy.ask("POST", "/task", data=body).status_code == status
+    assert proxy.server.seen == []
+    assert proxy.nothing_is_left()
+
+
+def test_before_it_is_known_how_payloads_travel_none_does():
+    proxy = Proxy()
+    proxy.app.seal_with(None)
+    for method, path in (("POST", "/task"), ("GET", "/result/1"), ("GET", f"/blobstream/{UUID}")):
+        response = proxy.ask(method, path, json=TASK)
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert proxy.ask("GET", "/task/1").status_code == 200
+
+
+# --- an encrypted collaboration -----------------------------------------------------------------------------------
+
+KEY = PrivateKey(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+
+
+def public_key_of(organization):
+    if organization == 404:
+        raise KeyMissing("Organization 404 has no public key.")
+    if organization == 401:
+        raise AccessDenied("The API key is not accepted.")
+    if organization == 503:
+        raise ServerUnreachable("nobody there")
+    return KEY.public
+
+
+def encrypted(server):
+    return Proxy(server, sealer=EnvelopeSealer(KEY, public_key_of))
+
+
+@pytest.mark.parametrize("size", [2, 400_000])
+def test_what_an_algorithm_asks_others_leaves_sealed_and_what_they_answer_arrives_open(size):
+    plain = b"x" * size
+    proxy = encrypted(StubServer(201))
+    task = TASK | {"organizations": [{"id": 1, "input": b64encode(plain).decode()}]}
+    assert proxy.ask("POST", "/task", json=task).status_code == 201
+    sent = json.loads(content(proxy.server.seen[0]))["organizations"][0]["input"]
+    assert b"".join(unseal([sent.encode()], KEY)) == plain
+    assert proxy.nothing_is_left()
+
+    results = json.dumps({"data": [{"id": 1, "result": sent, "blob_storage_used": False}]}).encode()
+    proxy = encrypted(Streams(results))
+    response = proxy.ask("GET", "/result?task_id=1")
+    assert b64decode(response.json["data"][0]["result"]) == plain
+    response.close()
+    assert proxy.nothing_is_left()
+
+
+@pytest.mark.parametrize(("organization", "status"), [(404, 400), (401, 502), (503, 502)])
+def test_without_the_key_of_one_organization_nothing_is_sent_to_any(organization, status):
+    proxy = encrypted(StubServer(201))
+    task = TASK | {"organizations": [{"id": 1, "input": "e30="}, {"id": organization, "input": "e30="}]}
+    response = proxy.ask("POST", "/task", json=task)
+    assert response.status_code == status
+    assert message(response)
+    assert proxy.server.seen == []
+    assert proxy.subtasks == []
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", b"<html>", b"[" * 100_000])
+def test_results_that_are_no_json_cannot_be_opened(answer):
+    response = encrypted(StubServer(200, answer)).ask("GET", "/result/1")
+    assert response.status_code == 502
+    assert "cannot read" in message(response)
+
+
+def test_a_blob_travels_sealed_for_the_key_in_the_header():
+    proxy = encrypted(StubServer(201, b'{"uuid": "u"}'))
+    headers = {"X-Public-Key": KEY.public.wire}
+    assert proxy.ask("POST", "/blobstream", data=b"raw", headers=headers).json == {"uuid": "u"}
+    sent = content(proxy.server.seen[0])
+    assert b"".join(unseal_blob([sent], KEY)) == b"raw"
+    assert encrypted(StubServer(200, sent)).ask("GET", f"/blobstream/{UUID}").data == b"raw"
+    refused = proxy.ask("POST", "/blobstream", data=b"raw")
+    assert (refused.status_code, message(refused)) == (400, "Missing X-Public-Key header")

@@ -29,7 +29,7 @@ def folders(own_dir: Path) -> DiskRunFolders:
 
 
 def prepare(folders: DiskRunFolders, token: str = "token-1") -> Folders:
-    folders.store_input(RUN, b"input")
+    folders.store_input(RUN, [b"input"])
     return folders.prepare(RUN, JOB, token=Secret(token), open_to_all=False)
 
 
@@ -46,8 +46,8 @@ def mode_of(path: Path) -> int:
 
 def test_the_input_listed_last_is_kept(folders: DiskRunFolders) -> None:
     assert not folders.has_input(RUN)
-    folders.store_input(RUN, b"first")
-    folders.store_input(RUN, b"second")
+    folders.store_input(RUN, [b"first"])
+    folders.store_input(RUN, [b"second"])
     assert folders.has_input(RUN)
     prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
     assert (task_of(prepared) / "input").read_bytes() == b"second"
@@ -55,7 +55,7 @@ def test_the_input_listed_last_is_kept(folders: DiskRunFolders) -> None:
 
 def test_the_input_is_not_kept_again_when_the_container_has_it(folders: DiskRunFolders) -> None:
     prepared = prepare(folders)
-    folders.store_input(RUN, b"another")
+    folders.store_input(RUN, [b"another"])
     folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
     assert (task_of(prepared) / "input").read_bytes() == b"input"
 
@@ -98,7 +98,7 @@ def test_what_the_container_uses_belongs_to_its_user(folders: DiskRunFolders) ->
 
 
 def test_an_image_with_its_own_user_gets_in_by_mode(folders: DiskRunFolders) -> None:
-    folders.store_input(RUN, b"input")
+    folders.store_input(RUN, [b"input"])
     prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=True)
     assert mode_of(task_of(prepared)) == 0o777
     assert mode_of(task_of(prepared) / "output") == 0o666
@@ -106,7 +106,7 @@ def test_an_image_with_its_own_user_gets_in_by_mode(folders: DiskRunFolders) -> 
 
 def test_runs_of_one_job_share_their_temporary_folder_and_nothing_else(folders: DiskRunFolders) -> None:
     first = prepare(folders)
-    folders.store_input(RunId(13), b"other")
+    folders.store_input(RunId(13), [b"other"])
     second = folders.prepare(RunId(13), JOB, token=Secret("t"), open_to_all=False)
     assert first.temporary == second.temporary
     assert first.private != second.private
@@ -423,7 +423,7 @@ def test_what_is_gone_is_removed_already(folders: DiskRunFolders) -> None:
 
 def test_a_run_of_another_job_is_left_alone(folders: DiskRunFolders) -> None:
     prepare(folders)
-    folders.store_input(RunId(1), b"other")
+    folders.store_input(RunId(1), [b"other"])
     folders.remove(RUN)
     folders.remove_job(JobKey("8-1"))
     assert folders.has_input(RunId(1))
@@ -447,7 +447,7 @@ def test_a_job_given_to_a_run_again_is_not_idle(folders: DiskRunFolders) -> None
 
 
 def test_opening_the_folders_twice_keeps_what_is_there(own_dir: Path) -> None:
-    DiskRunFolders(own_dir, user=USER).store_input(RUN, b"input")
+    DiskRunFolders(own_dir, user=USER).store_input(RUN, [b"input"])
     assert DiskRunFolders(own_dir, user=USER).has_input(RUN)
 
 

@@ -136,3 +136,9 @@ def test_what_the_operator_accepts_is_left_out():
 
 def test_a_question_for_a_name_is_written_as_name_servers_read_it():
     assert dns_query("ab.invalid")[12:] == b"\x02ab\x07invalid\x00\x00\x01\x00\x01"
+
+
+def test_what_was_opened_for_runs_must_be_open():
+    found = seen({"gate 7482": "open", "gate 7490": "closed"})
+    assert checks(found, asked=plan(gates=(7482,))) == []
+    assert checks(found, asked=plan(gates=(7482, 7490))) == [Check.GATES]

@@ -1,3 +1,4 @@
+import base64
 import json
 
 import pytest
@@ -10,11 +11,10 @@ from node_agent.runtime.pulling import (
     PullStory,
     exact_reference,
     known_digest,
-    login_header,
     refusal,
-    registry_of,
     verified_digest,
 )
+from node_agent.runtime.registries import RegistryAccounts, registry_of
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -146,8 +146,16 @@ def test_the_registry_is_the_first_part_of_a_name(reference: str, host: str) -> 
 
 
 def test_a_login_is_sent_to_its_own_registry_only() -> None:
-    assert login_header(image("registry.example.org/a:1"), [Login()])
-    assert login_header(image("elsewhere.example.org/a:1"), [Login()]) == {}
+    accounts = RegistryAccounts([Login()])
+    found = accounts.account_for("registry.example.org")
+    assert found is not None
+    assert "not shown" not in repr(found)
+    assert json.loads(base64.urlsafe_b64decode(found.header["X-Registry-Auth"])) == {
+        "username": "node",
+        "password": "not shown",
+        "serveraddress": "registry.example.org",
+    }
+    assert accounts.account_for("elsewhere.example.org") is None
 
 
 def line(**said: object) -> bytes:

@@ -222,3 +222,12 @@ def test_a_variable_that_differs_is_named_without_its_value():
     found = engine_says(config())
     found["Config"]["Env"] = ["A=other", "HOME=/tmp"]
     assert differences(config(), found) == ["the variable A is not as asked"]
+
+
+def test_names_for_our_side_of_the_network_cannot_be_given_another_meaning():
+    hosts = config(gateway_names=("omop",), hosts={"omop": "192.0.2.1", "other": "192.0.2.2"})
+    assert sorted(hosts["HostConfig"]["ExtraHosts"]) == [
+        f"omop:{NETWORK.gateway}",
+        "other:192.0.2.2",
+        f"proxyserver:{NETWORK.gateway}",
+    ]

@@ -1,6 +1,9 @@
 """Which answers end a run, which are tried again, and what is never repeated."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,11 @@ import pytest
 from node_agent.domain.ports import FinalReport, ProxiedRequest
 from node_agent.domain.run import RunId, Status
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import TaskId
+from node_agent.domain.task import OrganizationId, TaskId
 from node_agent.errors import NodeAgentError, RunClosed, RunFailed, ServerUnreachable
+from node_agent.payload.chunks import Literal, Sequence
 from node_agent.server.client import HttpServer, brief_patience
-from node_agent.server.exchange import Call, Reply
+from node_agent.server.exchange import READ_SECONDS, Call, Reply, Stream
 from node_agent.server.tokens import Tokens
 from tests.unit.test_server_tokens import Server as TokenServer
 
@@ -45,6 +49,11 @@ class Script:
         if isinstance(answer, NodeAgentError):
             raise answer
         return answer
+
+    @contextmanager
+    def open(self, call: Call) -> Iterator[Stream]:
+        reply = self.send(call)
+        yield Stream(status=reply.status, content_type=reply.content_type, pieces=iter([reply.body]))
 
     def close(self) -> None:
         pass
@@ -242,38 +251,116 @@ def test_a_refused_ending_is_tried_again_when_the_server_goes_away_in_between() 
 # --- forwarding ---
 
 
-def request(method: str = "GET", path: str = "task/1") -> ProxiedRequest:
-    return ProxiedRequest(method=method, path=path, query="a=b", token=Secret("algorithm"))
+def request(method: str = "GET", path: str = "task/1", **changes: Any) -> ProxiedRequest:
+    usual = ProxiedRequest(method=method, path=path, query="a=b", token=Secret("algorithm"))
+    return replace(usual, **changes)
+
+
+def forwarded(script: Script, asked: ProxiedRequest) -> tuple[int, str, bytes]:
+    with server(script).forward(asked) as answer:
+        return answer.status, answer.content_type, b"".join(answer.body)
 
 
 @pytest.mark.parametrize("status", [200, 201, 400, 401, 404, 422, 500, 502])
 def test_an_algorithm_gets_the_servers_own_answer(status: int) -> None:
     script = Script(Reply(call="C", status=status, content_type="text/x", body=b"\x00raw"))
-    response = server(script).forward(request())
-    assert (response.status, response.content_type, response.body) == (status, "text/x", b"\x00raw")
+    assert forwarded(script, request()) == (status, "text/x", b"\x00raw")
 
 
 def test_an_algorithm_speaks_with_its_own_token() -> None:
     script = Script(said(200))
-    server(script).forward(request())
-    assert script.calls[0].token == Secret("algorithm")
-    assert script.calls[0].query == "a=b"
+    forwarded(script, request())
+    (call,) = script.calls
+    assert (call.token, call.query, call.body) == (Secret("algorithm"), "a=b", None)
+
+
+def test_what_an_algorithm_sends_is_sent_as_what_it_is_and_with_its_length() -> None:
+    script = Script(said(201))
+    forwarded(script, request("POST", body=Literal(b"raw"), content_type="application/octet-stream"))
+    (call,) = script.calls
+    assert isinstance(call.body, Sequence)
+    assert (b"".join(call.body), len(call.body)) == (b"raw", 3)
+    assert call.content_type == "application/octet-stream"
+
+
+@pytest.mark.parametrize(("size", "patient"), [(10, False), (1 << 20, True)])
+def test_the_server_gets_time_for_a_large_body(size: int, patient: bool) -> None:
+    script = Script(said(201))
+    forwarded(script, request("POST", body=Literal(b"x" * size)))
+    assert (script.calls[0].read_seconds > READ_SECONDS) is patient
 
 
 def test_a_post_of_an_algorithm_is_never_repeated() -> None:
     script = Script(BLIP, said(201))
     with pytest.raises(ServerUnreachable):
-        server(script).forward(request("POST", "task"))
+        forwarded(script, request("POST", "task"))
     assert len(script.calls) == 1
 
 
 def test_a_get_of_an_algorithm_survives_a_blip() -> None:
     script = Script(BLIP, said(200))
-    assert server(script).forward(request()).status == 200
+    assert forwarded(script, request())[0] == 200
 
 
 @pytest.mark.parametrize("path", ["task/../token/node", "..", "./task", "task//1", "/task", "a\\..\\b", ""])
 def test_a_path_that_leads_elsewhere_is_not_forwarded(path: str) -> None:
     script = Script()
-    assert server(script).forward(request(path=path)).status == 404
+    assert forwarded(script, request(path=path))[0] == 404
     assert script.calls == []
+
+
+# --- what a policy asks for ---
+
+
+def found(content: object) -> Reply:
+    return Reply(call="CALL", status=200, body=json.dumps(content).encode())
+
+
+TASK = {
+    "id": 4,
+    "job_id": 7,
+    "image": "a/b:1",
+    "collaboration": {"id": 1},
+    "parent": None,
+    "init_org": {"id": 2},
+    "init_user": {"id": 3},
+    "databases": [],
+}
+
+
+def test_a_task_an_organization_and_a_store_can_be_looked_up() -> None:
+    script = Script(found(TASK), found({"name": "beta"}), found({"url": "https://store.example.org/api"}))
+    asked = server(script)
+    task = asked.find_task(TaskId(4))
+    assert task is not None
+    assert (task.init_org_id, task.init_user_id, task.init_user_name, task.parent_id) == (2, 3, None, None)
+    assert asked.organization_name(OrganizationId(2)) == "beta"
+    assert asked.store_url(9) == "https://store.example.org/api"
+    assert [call.path for call in script.calls] == ["task/4", "organization/2", "algorithmstore/9"]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_the_server_does_not_show_is_not_there(status: int) -> None:
+    assert server(Script(said(status, "not found"))).find_task(TaskId(4)) is None
+    assert server(Script(said(status, "not found"))).organization_name(OrganizationId(2)) is None
+    assert server(Script(said(status, "not found"))).store_url(9) is None
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"name": ["beta"], "url": 7}, {"name": "x" * 2000, "url": "x" * 5000}, TASK | {"job_id": "7"}]
+)
+def test_an_answer_that_makes_no_sense_is_none(content: object) -> None:
+    for ask in (
+        lambda asked: asked.find_task(TaskId(4)),
+        lambda asked: asked.organization_name(OrganizationId(2)),
+        lambda asked: asked.store_url(9),
+    ):
+        with pytest.raises(ServerUnreachable):
+            ask(server(Script(found(content))))
+
+
+def test_the_name_of_a_user_is_taken_where_a_server_tells_it() -> None:
+    told = found(TASK | {"init_user": {"id": 3, "username": "alice"}})
+    task = server(Script(told)).find_task(TaskId(4))
+    assert task is not None
+    assert task.init_user_name == "alice"

@@ -32,7 +32,7 @@ class Books:
         if self.too_large.intersection(ids):
             raise AnswerTooLarge("too large", total=total)
         page = Page(
-            runs=tuple(OpenRun(id=RunId(i), task=TASK, input=b"") for i in ids),
+            runs=tuple(OpenRun(id=RunId(i), task=TASK) for i in ids),
             count=len(ids),
             has_next=number * size < total,
             total=total,

@@ -1,6 +1,7 @@
 """What the server writes is checked at the door."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from node_agent.domain.messages import KillRequested, TaskHinted
 from node_agent.domain.ports import FinalReport, NodeIdentity, OpenRun
 from node_agent.domain.run import RunId, Status
 from node_agent.domain.task import OrganizationId, TaskId
-from node_agent.errors import ServerUnreachable
+from node_agent.errors import InputUnreadable, ServerUnreachable
+from node_agent.payload.chunks import Literal
+from node_agent.payload.codec import PlainCodec
+from node_agent.payload.longtext import LongText
 from node_agent.server import wire
 from node_agent.server.exchange import Reply
-from node_agent.server.payload import Literal, PlainCodec
 
 ME = NodeIdentity(
     node_id=4,
@@ -60,7 +63,7 @@ def reply(content: object) -> Reply:
 
 def test_a_run_is_read_with_its_input() -> None:
     run = parsed(element(started_at="2026-11-21T22:35:36.964284", status="initializing"))
-    assert (run.id, run.task.id, run.task.job_id, run.input, run.fault) == (9, 7, 5, b"{}", "")
+    assert (run.id, run.task.id, run.task.job_id, b"".join(run.input), run.fault) == (9, 7, 5, b"{}", "")
     assert run.claimed_at == pytest.approx(1795300536.964284, abs=1e-5)
     assert run.status is Status.INITIALIZING
 
@@ -71,7 +74,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_an_empty_input_is_no_fault() -> None:
-    assert parsed(element(input="")).input == b""
+    assert b"".join(parsed(element(input="")).input) == b""
 
 
 @pytest.mark.parametrize("absent", ["databases", "parent", "study", "init_org"])
@@ -110,19 +113,39 @@ def test_what_is_not_needed_may_be_missing_or_null(absent: str) -> None:
         (with_task(databases=[{"label": "d", "parameters": "[]"}]), "database `d`"),
         (with_task(databases=[{"label": "d", "parameters": '{"query": 1}'}]), "`query`"),
         (with_task(databases=[{"label": "d", "parameters": '{"preprocessing": [1]}'}]), "`preprocessing.0`"),
-        (element(input="no base64!"), "The input is not valid base64"),
-        (element(input="e30"), "The input is not valid base64"),
-        (element(input="ä"), "The input is not valid base64"),
         (element(blob_storage_used=True), wire.BLOB_STORAGE),
     ],
 )
 def test_a_wrong_run_with_an_id_has_one_clear_fault(content: object, named: str) -> None:
     run = parsed(content)
     assert run.id == 9
-    assert run.input == b""
+    assert list(run.input) == []
     assert run.task.image == ""
     assert named in run.fault
     assert "\n" not in run.fault
+
+
+@pytest.mark.parametrize("text", ["no base64!", "e30", "ä", "e30=\ud83d"])
+def test_an_input_that_cannot_be_decoded_says_so_when_it_is_read(text: str) -> None:
+    run = parsed(element(input=text))
+    assert run.fault == ""
+    with pytest.raises(InputUnreadable, match="not valid base64"):
+        list(run.input)
+
+
+def test_long_texts_are_read_from_their_files(tmp_path: Path) -> None:
+    def long(content: bytes) -> LongText:
+        path = tmp_path / str(len(content))
+        path.write_bytes(content)
+        return LongText(path, len(content))
+
+    query = "q" * 100_000
+    wanted = {"label": "d", "parameters": long(json.dumps({"query": query}).encode())}
+    run = parsed(with_task(databases=[wanted]) | {"input": long(b"e30=")})
+    assert (b"".join(run.input), run.task.databases[0].query) == (b"{}", query)
+    too_long = {"label": "d", "parameters": long(b" " * 1_000_001)}
+    assert "database `d` cannot be understood" in parsed(with_task(databases=[too_long])).fault
+    assert "`task.image`" in parsed(with_task(image=long(b"image"))).fault
 
 
 def test_a_fault_does_not_repeat_the_input() -> None:

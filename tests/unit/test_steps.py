@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from node_agent import steps
+from node_agent.admission import Admission
 from node_agent.domain.container import (
     ContainerLimits,
     Phase,
@@ -19,9 +20,11 @@ from node_agent.domain.container import (
 )
 from node_agent.domain.database import Database, DatabaseType
 from node_agent.domain.lifecycle import Advance, StepResult, Wait
-from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
-from node_agent.domain.task import DatabaseRequest
+from node_agent.domain.policy import Policy, Restriction
+from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.task import DatabaseRequest, OrganizationId
 from node_agent.errors import (
+    BlobUnreadable,
     ContainerLost,
     DatabaseMissing,
     EngineUnreachable,
@@ -34,6 +37,7 @@ from node_agent.errors import (
     ServerUnreachable,
     TimeLimit,
 )
+from node_agent.inputs import PATIENCE_SECONDS
 from node_agent.store.rundir import DiskRunFolders
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import (
@@ -42,6 +46,7 @@ from tests.doubles.core import (
     ConfiguredDatabases,
     EngineBook,
     ServerBook,
+    StoreBook,
     make_open_run,
     make_run,
     make_task,
@@ -50,8 +55,8 @@ from tests.doubles.core import (
 RUN = RunId(1)
 PATIENTS = Database(label="default", type=DatabaseType.CSV, uri="/srv/data/patients.csv")
 SETTINGS = steps.StepSettings(
+    log_mask=iter,
     node_name="alpha",
-    algorithms=("registry.example.org/approved/*", f"registry.example.org/exact/image@{DIGEST}"),
     pull=PullPolicy.ALWAYS,
     relaxations=(),
     user=(1234, 1234),
@@ -65,12 +70,18 @@ SETTINGS = steps.StepSettings(
 )
 
 
+POLICY = Policy(
+    algorithms=("registry.example.org/approved/*", f"registry.example.org/exact/image@{DIGEST}")
+)
+
+
 class Bench:
     """Every port of the steps, and the run as it is now."""
 
     def __init__(self, state_dir: Path) -> None:
         self.server = ServerBook()
         self.engine = EngineBook()
+        self.stores = StoreBook()
         self.clock = ManualClock()
         self.unwanted: set[RunId] = set()
         self.progress: list[PullProgress] = []
@@ -79,13 +90,21 @@ class Bench:
             runtime=self.engine,
             folders=DiskRunFolders(state_dir, user=(65534, 65534)),
             databases=ConfiguredDatabases(PATIENTS),
+            admission=Admission(
+                policy=POLICY,
+                own_organization_id=OrganizationId(3),
+                server=self.server,
+                stores=self.stores,
+                folders=DiskRunFolders(state_dir, user=(65534, 65534)),
+                clock=self.clock,
+            ),
             clock=self.clock,
             settings=SETTINGS,
             wanted=lambda run_id: run_id not in self.unwanted,
             progress=lambda _, progress: self.progress.append(progress),
         )
         self.server.add(make_open_run(1))
-        self.ports.folders.store_input(RUN, b"input")
+        self.ports.folders.store_input(RUN, [b"input"])
 
     def settle(self, **changes: Any) -> None:
         self.ports = replace(self.ports, settings=replace(self.ports.settings, **changes))
@@ -569,3 +588,107 @@ def test_an_unknown_container_id_is_not_an_error_for_the_end(bench: Bench) -> No
     run = replace(to_be_killed(make_run(1, state=State.CREATED)), container=ContainerId("gone"))
     assert bench.go("stop", run).state is State.FINISHED
     bench.do("remove", run)
+
+
+# --- the blob store -------------------------------------------------------------------------------------------
+
+INPUT = BlobId("input")
+
+
+class NothingHere(Bench):
+    """A run whose input still lies in the server's blob store."""
+
+    def __init__(self, state_dir: Path) -> None:
+        super().__init__(state_dir)
+        self.ports.folders.remove(RUN)
+        self.server.blobs[INPUT] = b"from the store"
+
+    def admitted(self) -> Run:
+        return self.go("admit", make_run(1, input_blob=INPUT))
+
+    def finished(self, **finish: Any) -> Run:
+        run = self.running(input_blob=INPUT)
+        self.engine.finish(RUN, **finish)
+        return self.go("filter", self.go("observe", run))
+
+
+@pytest.fixture
+def nothing_here(quick_dir: Path) -> NothingHere:
+    return NothingHere(quick_dir)
+
+
+def test_an_input_is_fetched_once_its_run_is_admitted(nothing_here: NothingHere) -> None:
+    folders = nothing_here.ports.folders
+    run = nothing_here.admitted()
+    assert not folders.has_input(RUN)
+    nothing_here.go("pull", run)
+    assert folders.read_input(RUN, limit=100) == b"from the store"
+
+
+def test_an_input_that_is_here_is_not_fetched_again(nothing_here: NothingHere) -> None:
+    run = nothing_here.admitted()
+    nothing_here.go("pull", run)
+    nothing_here.server.blobs.clear()
+    nothing_here.go("pull", run)
+
+
+def test_an_input_that_the_server_does_not_find_is_asked_for_again_for_a_while(
+    nothing_here: NothingHere,
+) -> None:
+    run = nothing_here.admitted()
+    nothing_here.server.faults.plan("open_input", BlobUnreadable("It is not there."), times=2)
+    with pytest.raises(BlobUnreadable):
+        nothing_here.do("pull", run)
+    nothing_here.clock.advance(PATIENCE_SECONDS)
+    with pytest.raises(InputUnreadable, match=r"It is not there\. .* Send the task again"):
+        nothing_here.do("pull", run)
+
+
+def test_an_input_is_asked_for_as_long_as_the_server_does_not_answer(nothing_here: NothingHere) -> None:
+    run = nothing_here.admitted()
+    nothing_here.clock.advance(100 * PATIENCE_SECONDS)
+    nothing_here.server.faults.plan("open_input", ServerUnreachable("away"))
+    with pytest.raises(ServerUnreachable):
+        nothing_here.do("pull", run)
+
+
+def test_a_rule_on_methods_has_the_input_fetched_before(nothing_here: NothingHere) -> None:
+    nothing_here.server.blobs[INPUT] = b'{"method": "forbidden"}'
+    rule = Restriction(image="*", methods=("allowed",))
+    admission = replace(nothing_here.ports.admission, policy=replace(POLICY, restrictions=(rule,)))
+    nothing_here.ports = replace(nothing_here.ports, admission=admission)
+    with pytest.raises(NotAllowed, match="forbidden"):
+        nothing_here.admitted()
+
+
+def test_a_result_is_stored_noted_and_then_reported(nothing_here: NothingHere) -> None:
+    run = nothing_here.finished(output=b"42")
+    noted = nothing_here.do("report", run)
+    assert isinstance(noted, Wait)
+    assert noted.seconds == 0
+    assert nothing_here.server.entries[RUN].accepted == []
+    run = replace(run, **noted.facts)
+    assert run.result_blob is not None
+    assert nothing_here.server.blobs[run.result_blob] == b"42"
+    nothing_here.go("report", run)
+    (report,) = nothing_here.server.entries[RUN].accepted
+    assert report.stored_as == run.result_blob
+
+
+def test_the_output_of_a_crash_is_stored_too(nothing_here: NothingHere) -> None:
+    noted = nothing_here.do("report", nothing_here.finished(output=b"half", exit_code=1))
+    assert isinstance(noted, Wait)
+    assert nothing_here.server.blobs[noted.facts["result_blob"]] == b"half"
+
+
+def test_an_empty_result_is_reported_without_a_blob(nothing_here: NothingHere) -> None:
+    nothing_here.go("report", nothing_here.finished(output=b""))
+    (report,) = nothing_here.server.entries[RUN].accepted
+    assert (report.stored_as, report.result) == (None, None)
+    assert set(nothing_here.server.blobs) == {INPUT}
+
+
+def test_a_run_that_failed_on_its_way_stores_nothing(nothing_here: NothingHere) -> None:
+    run = make_run(1, input_blob=INPUT, state=State.FINISHED, outcome=Outcome.FAILED, finished_at=1.0)
+    nothing_here.go("report", run)
+    assert set(nothing_here.server.blobs) == {INPUT}

@@ -16,6 +16,8 @@ LIMITS = ContainerLimits(cpus=1, memory=1 << 20, pids=40, tmp_size=2 << 20, file
         ("OSError: [Errno 24] Too many open files", "limits.open_files"),
         ("Error: cannot allocate vector of size 7.5 Gb", "limits.memory"),
         ("OSError: [Errno 30] Read-only file system: '/out'", "/mnt/tmp"),
+        ("PermissionError: [Errno 13] Permission denied: '/root/model.bin'", "hardening.relax"),
+        ("chown: changing ownership of '/data': Operation not permitted", "hardening.relax"),
         ("socket.gaierror: [Errno -3] Temporary failure in name resolution", "proxy"),
     ],
 )

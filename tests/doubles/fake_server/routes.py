@@ -26,6 +26,7 @@ _ROUTES = Map(
         Rule("/node/<int:node_id>", endpoint="node", methods=["GET"]),
         Rule("/organization", endpoint="organizations", methods=["GET"]),
         Rule("/organization/<int:organization_id>", endpoint="organization", methods=["GET"]),
+        Rule("/organization/<int:organization_id>", endpoint="change_organization", methods=["PATCH"]),
         Rule("/collaboration/<int:collaboration_id>", endpoint="collaboration", methods=["GET"]),
         Rule("/run", endpoint="runs", methods=["GET"]),
         Rule("/run/<int:run_id>", endpoint="run", methods=["GET"]),
@@ -36,6 +37,8 @@ _ROUTES = Map(
         Rule("/task/<int:task_id>", endpoint="task", methods=["GET"]),
         Rule("/task/<int:task_id>/status", endpoint="task_status", methods=["GET"]),
         Rule("/blobstream/status", endpoint="blob_status", methods=["GET"]),
+        Rule("/blobstream", endpoint="store_blob", methods=["POST"]),
+        Rule("/blobstream/<name>", endpoint="blob", methods=["GET"]),
     ],
 )
 
@@ -118,7 +121,20 @@ class Routes:
 
     def _blob_status(self, request: Request) -> object:
         self._claims(request)
-        return {"blob_store_enabled": False}
+        return {"blob_store_enabled": self._world.blobs is not None}
+
+    def _blob(self, request: Request, name: str) -> object:
+        self._claims(request)
+        content = self._world.blob(name)
+        # whoever reads it is not told how long it is
+        return Response(iter([content]), content_type="application/octet-stream")
+
+    def _store_blob(self, request: Request) -> object:
+        self._claims(request)
+        content = request.get_data()
+        if self._world.uploads_need_a_length and request.content_length is None:
+            raise Refusal(500, "Error uploading result!")
+        return _json({"uuid": self._world.store_blob(content)}, 201)
 
     def _node(self, request: Request, node_id: int) -> object:
         self._caller(request)
@@ -145,11 +161,19 @@ class Routes:
         self._claims(request)
         return _organization(self._world.node_of_organization(organization_id))
 
+    def _change_organization(self, request: Request, organization_id: int) -> object:
+        node, body = self._caller(request), _body(request)
+        if node.organization_id != organization_id:
+            raise Refusal(401, "You lack the permission to do that!")
+        node.public_key = body["public_key"]
+        return _organization(node)
+
     def _collaboration(self, request: Request, collaboration_id: int) -> object:
         self._claims(request)
         if collaboration_id != COLLABORATION:
             raise Refusal(404, f"Collaboration id={collaboration_id} not found!")
-        return {"id": COLLABORATION, "name": "fake", "encrypted": False, "organizations": "/api/organization"}
+        found = {"id": COLLABORATION, "name": "fake", "organizations": "/api/organization"}
+        return found | {"encrypted": self._world.encrypted}
 
     # --- runs and results ---
 
@@ -204,7 +228,7 @@ class Routes:
             "assigned_at": "2026-01-01T00:00:00.000000",
             "cleanup_at": None,
             "log": run.log,
-            "blob_storage_used": False,
+            "blob_storage_used": self._world.blobs is not None,
             "organization": _link("organization", run.organization_id),
             "node": {"id": run.node_id, "ip": None, "status": "online", "name": "fake"},
             "ports": [],
@@ -331,7 +355,7 @@ def _organization(node: Node) -> dict[str, Any]:
         "name": node.name,
         "domain": f"{node.name}.example",
         "country": "",
-        "public_key": "",
+        "public_key": node.public_key,
         "collaborations": f"/api/collaboration?organization_id={node.organization_id}",
     }
 

@@ -36,10 +36,15 @@ class FakeServer:
     """A coordinating server on loopback; may be stopped and started again on the same port with the same books."""
 
     def __init__(
-        self, organizations: Sequence[str] = ("alpha",), *, tls: ssl.SSLContext | None = None
+        self,
+        organizations: Sequence[str] = ("alpha",),
+        *,
+        encrypted: bool = False,
+        blobs: dict[str, bytes] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tls = tls
-        self.world = World(organizations)
+        self.world = World(organizations, encrypted=encrypted, blobs=blobs)
         self.credentials = Credentials()
         self.faults = Faults()
         self.calls: list[Seen] = []

@@ -45,6 +45,8 @@ class Node:
     organization_id: int
     name: str
     api_key: str
+    public_key: str = ""
+    """The organization's."""
     status: str | None = None
     pings: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +85,17 @@ class Run:
 class World:
     """The books."""
 
-    def __init__(self, organizations: Sequence[str]) -> None:
+    def __init__(
+        self,
+        organizations: Sequence[str],
+        *,
+        encrypted: bool = False,
+        blobs: dict[str, bytes] | None = None,
+    ) -> None:
+        self.encrypted = encrypted
+        self.blobs = blobs
+        """What lies in the blob store; None: there is no such store."""
+        self.uploads_need_a_length = False
         self.changed = threading.Condition(threading.RLock())
         self.nodes = {
             # ids of nodes and organizations differ, so that a mix-up shows
@@ -136,7 +148,23 @@ class World:
             return failed.pop() if len(failed) == 1 else "failed"
         return next((s for s in ("active", "initializing", "pending") if s in statuses), "completed")
 
+    def blob(self, name: str) -> bytes:
+        """Give what lies in the blob store as the input or result of some run."""
+        if not any(name in {run.input, run.result} for run in self.runs.values()):
+            raise Refusal(404, f"No run found with input or result id={name}")
+        if name not in (self.blobs or {}):
+            raise Refusal(500, "Error streaming result!")
+        return (self.blobs or {})[name]
+
     # --- changing ---
+
+    def store_blob(self, content: bytes) -> str:
+        """Put something into the blob store."""
+        if self.blobs is None:
+            raise Refusal(501, "The large result store is not set to blob storage.")
+        name = str(uuid.uuid4())
+        self.blobs[name] = content
+        return name
 
     def create_task(
         self,

@@ -10,8 +10,9 @@ import pytest
 from node_agent.domain.ports import FinalReport
 from node_agent.domain.run import Status
 from node_agent.errors import InputUnreadable
+from node_agent.payload.chunks import EscapedText, Literal, Sequence, decoded_base64, encoded_base64
+from node_agent.payload.codec import PlainCodec
 from node_agent.server import wire
-from node_agent.server.payload import EscapedText, PlainCodec, Sequence
 
 SIZES = [0, 1, 2, 3, 4, 5, 49_151, 49_152, 49_153, 49_154, 98_304, 100_001]
 
@@ -97,7 +98,16 @@ def test_no_result_is_an_empty_text() -> None:
 
 def test_an_input_is_decoded_strictly() -> None:
     codec = PlainCodec()
-    assert codec.decode_input("AAEC") == b"\x00\x01\x02"
-    for text in ("AAE", "AA EC", "AAEC\n", "A-_C", "ü"):
+    assert b"".join(codec.decode_input(Literal(b"AAEC"))) == b"\x00\x01\x02"
+    for text in ("AAE", "AA EC", "AAEC\n", "A-_C", "ü", "AA==AAEC", "="):
         with pytest.raises(InputUnreadable, match="not valid base64"):
-            codec.decode_input(text)
+            list(codec.decode_input(Literal(text.encode())))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 1000])
+def test_base64_does_not_depend_on_where_it_is_cut(size: int) -> None:
+    for length in range(20):
+        content = bytes(range(length))
+        text = b"".join(encoded_base64(content[at : at + size] for at in range(0, length, size)))
+        assert text == base64.b64encode(content)
+        assert b"".join(decoded_base64(text[at : at + size] for at in range(0, len(text), size))) == content

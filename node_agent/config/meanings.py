@@ -1,0 +1,102 @@
+"""One sentence for each setting, the same as in docs/configuration.md; a test compares them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "name": "Names containers, network, lock: `[a-z0-9][a-z0-9-]{0,40}`.",
+        "server.url": (
+            "REST base of the server with its path, `https://` (or `http://`). Socket.IO is expected at the "
+            "same host's root."
+        ),
+        "server.api_key": "The node's API key, as given out by the server.",
+        "server.api_key_file": "File with the API key.",
+        "server.ca_bundle": "PEM file with the certificate authorities to trust.",
+        "state_dir": (
+            "Absolute path for the journal, run directories and results that wait for the server; mode 0700."
+        ),
+        "databases[].label": "Identifier, as tasks name it. Labels differ in more than case.",
+        "databases[].type": (
+            "`csv`, `excel`, `parquet`, `sqlite`, `folder`, `sql`, `sparql`, `omop` or `other`."
+        ),
+        "databases[].uri": (
+            "Absolute path of the file or folder (it must exist), or the address of a service. With `other` "
+            "either."
+        ),
+        "databases[].env": (
+            "Further parameters (text), given only to algorithms that ask for this database."
+        ),
+        "policy.algorithms": (
+            "What may run ([more](policy.md)): patterns over the image name without tag, or `name@sha256:…` "
+            "for exactly one content. Neither this nor `algorithm_stores`: nothing runs."
+        ),
+        "policy.algorithm_stores": (
+            "Algorithm stores whose approval counts: patterns over the store's whole address. The store "
+            "itself is asked about the content that will run."
+        ),
+        "policy.combine": (
+            "When both lists are there: `both` must allow an image, or `either` is enough. A list that is "
+            "alone decides alone."
+        ),
+        "policy.users": (
+            "Who may ask: ids of users, or names where the server tells them (those of vantage6 do not). "
+            "`[]`: nobody."
+        ),
+        "policy.organizations": "Whose users may ask: ids or names of organizations. `[]`: none.",
+        "policy.own_organization_only": "Only users of this node's own organization may ask.",
+        "policy.basics_algorithm": (
+            "`false` refuses the infrastructure's own image `algorithm-basics`, whatever else allows it."
+        ),
+        "policy.restrict[].image": (
+            "Pattern over the image name without tag: which images the entry restricts. Every entry that "
+            "means an image counts."
+        ),
+        "policy.restrict[].methods": (
+            "Methods these images may be called with, patterns allowed. `[]`: none."
+        ),
+        "policy.restrict[].databases": "Labels these images may ask for, patterns allowed. `[]`: none.",
+        "encryption.private_key": (
+            "PEM file with the organization's RSA private key, needed in an encrypted collaboration and "
+            "refused in any other ([encryption](encryption.md)). Not readable by others; a relative name is "
+            "a systemd credential."
+        ),
+        "images.pull": "When the registry is asked: `always`, `missing`, `never`.",
+        "images.registries[].host": "Registry, with port if it has one.",
+        "images.registries[].username": "User name there.",
+        "images.registries[].password": "Password there.",
+        "images.registries[].password_file": "File with the password.",
+        "limits.concurrent_runs": (
+            "Runs at the same time, of the whole agent. A run that waits for its subtasks does not count."
+        ),
+        "limits.cpus": "CPUs of a run.",
+        "limits.memory": "Memory of a run; there is no swap beyond it.",
+        "limits.pids": "Processes and threads of a run.",
+        "limits.open_files": "Open files of each process of a run.",
+        "limits.tmp_size": "Private `/tmp` of a run, held in memory.",
+        "limits.output_size": "Result of a run, and the largest file it may write.",
+        "limits.log_size": "Log of a run that is kept and sent: its beginning and its end.",
+        "limits.run_time": "How long a run may take.",
+        "network.proxy_port": "Port of the proxy inside the isolated network.",
+        "network.subnet": "IPv4 range of the isolated network, private, `/16` to `/28`.",
+        "network.accept_open_host": "Start although algorithms can reach services of this host.",
+        "network.probe_image": (
+            "Image with python3 for the isolation probe, for an agent that itself runs in a container."
+        ),
+        "hardening.relax[].image": (
+            "Pattern over the image name without tag: which images get what follows."
+        ),
+        "hardening.relax[].image_user": "They run as the image's own user.",
+        "hardening.relax[].writable_root": "They may write anywhere in their own file system.",
+        "hardening.relax[].capabilities": "Linux capabilities they keep.",
+        "container_user": '`"uid:gid"` algorithms run as, in quotes; never root.',
+        "share.node_facts": (
+            "The server may know labels, types and column names of the databases, and the allowed algorithms."
+        ),
+        "docker_host": "Address of the engine: `unix:///…` or `tcp://…`.",
+        "logging.level": "`debug`, `info`, `warning`, `error`.",
+        "logging.format": "`console`, `json`, or `auto`: console on a terminal, JSON lines otherwise.",
+        "status.listen": "Not available in this version.",
+        "compute_api.listen": "Not available in this version.",
+    }
+)

@@ -1,0 +1,1 @@
+"""How inputs and results are written while they travel: encodings, keys, envelopes, long texts in files."""
