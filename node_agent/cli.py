@@ -362,7 +362,9 @@ def policy() -> None:
 @click.option("--database", "databases", multiple=True, help="A label that is asked for; '' for none.")
 @click.option("--store", metavar="URL", help="The algorithm store the task names.")
 @click.pass_obj
-def explain(parts: "Parts", /, config: Path, *, as_json: bool, databases: tuple[str, ...], **known: Any) -> None:
+def explain(
+    parts: "Parts", /, config: Path, *, as_json: bool, databases: tuple[str, ...], **known: Any
+) -> None:
     """Say what would happen to a task, and why.
 
     Every rule in order with what it finds, then the verdict. No server, store or registry is asked: what is not told by

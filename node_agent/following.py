@@ -6,6 +6,7 @@ the reading thread up, never the algorithm: nothing queues, and a flood costs no
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 
 import structlog
@@ -98,7 +99,10 @@ class FollowedLogs:
         mark = self._folders.live_mark(run_id)
         if mark.sent >= self._limit:
             return True
-        entries = _Stamped(self._runtime.follow_log(container, since=mark.since), at=mark.since)
+        with closing(self._runtime.follow_log(container, since=mark.since)) as written:
+            return self._offer_all(_Stamped(written, at=mark.since), mark, followed)
+
+    def _offer_all(self, entries: "_Stamped", mark: LiveMark, followed: "_Followed") -> bool:
         for content in _bounded(self._mask(entries)):
             if mark.sent + len(content) > self._limit:
                 followed.offer(_ending(self._limit), LiveMark(since=entries.at, sent=self._limit))

@@ -56,7 +56,7 @@ def own_dir(request: pytest.FixtureRequest, quick_dir: Path) -> Iterator[Path]:
         os.setegid(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
     """What a test says when the machine lacks what it needs: skipped here, a failure in CI."""
 

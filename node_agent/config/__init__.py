@@ -6,6 +6,9 @@ shape       every setting there is
 machine     what loading asks of the machine
 faults      what is wrong, in sentences
 settings    the result, and `load`
+schema      the shape as a JSON Schema, with the sentences of `meanings`
+showing     every setting as it counts
+vantage6    the way over from a vantage6 node
 """
 
 from node_agent.config.machine import ANY_MACHINE, THIS_MACHINE, Machine

@@ -7,8 +7,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "name": "Names containers, network, lock: `[a-z0-9][a-z0-9-]{0,40}`.",
         "server.url": (
-            "REST base of the server with its path, `https://` (or `http://`). Socket.IO is expected at the "
-            "same host's root."
+            "REST base of the server with its path, `https://` (or `http://`). Socket.IO is expected at "
+            "the same host's root."
         ),
         "server.api_key": "The node's API key, as given out by the server.",
         "server.api_key_file": "File with the API key.",
@@ -21,23 +21,22 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "`csv`, `excel`, `parquet`, `sqlite`, `folder`, `sql`, `sparql`, `omop` or `other`."
         ),
         "databases[].uri": (
-            "Absolute path of the file or folder (it must exist), or the address of a service. With `other` "
-            "either."
+            "Absolute path of the file or folder (it must exist), or the address of a service, with the "
+            "port unless its scheme has a usual one; algorithms that ask for the label reach exactly that"
+            " server. With `other` either."
         ),
-        "databases[].env": (
-            "Further parameters (text), given only to algorithms that ask for this database."
-        ),
+        "databases[].env": "Further parameters (text), given only to algorithms that ask for this database.",
         "policy.algorithms": (
-            "What may run ([more](policy.md)): patterns over the image name without tag, or `name@sha256:…` "
-            "for exactly one content. Neither this nor `algorithm_stores`: nothing runs."
+            "What may run: patterns over the image name without tag, or `name@sha256:…` for exactly one "
+            "content. Neither this nor `algorithm_stores`: nothing runs."
         ),
         "policy.algorithm_stores": (
             "Algorithm stores whose approval counts: patterns over the store's whole address. The store "
             "itself is asked about the content that will run."
         ),
         "policy.combine": (
-            "When both lists are there: `both` must allow an image, or `either` is enough. A list that is "
-            "alone decides alone."
+            "When both lists are there: `both` must allow an image, or `either` is enough. A list that is"
+            " alone decides alone."
         ),
         "policy.users": (
             "Who may ask: ids of users, or names where the server tells them (those of vantage6 do not). "
@@ -52,14 +51,11 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "Pattern over the image name without tag: which images the entry restricts. Every entry that "
             "means an image counts."
         ),
-        "policy.restrict[].methods": (
-            "Methods these images may be called with, patterns allowed. `[]`: none."
-        ),
+        "policy.restrict[].methods": "Methods these images may be called with, patterns allowed. `[]`: none.",
         "policy.restrict[].databases": "Labels these images may ask for, patterns allowed. `[]`: none.",
         "encryption.private_key": (
             "PEM file with the organization's RSA private key, needed in an encrypted collaboration and "
-            "refused in any other ([encryption](encryption.md)). Not readable by others; a relative name is "
-            "a systemd credential."
+            "refused in any other. Not readable by others; a relative name is a systemd credential."
         ),
         "images.pull": "When the registry is asked: `always`, `missing`, `never`.",
         "images.registries[].host": "Registry, with port if it has one.",
@@ -83,15 +79,36 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "network.probe_image": (
             "Image with python3 for the isolation probe, for an agent that itself runs in a container."
         ),
-        "hardening.relax[].image": (
-            "Pattern over the image name without tag: which images get what follows."
+        "egress.allow": (
+            "Places outside that algorithms may reach through a filtering proxy, each with its port or "
+            "ports: `api.example.org:443`, `*.example.org:443` (names below it only), `192.0.2.7:80`, "
+            "`10.2.0.0/16:8000-8010`. Needs Squid."
         ),
+        "egress.port": "Port of that proxy inside the isolated network, above 1023.",
+        "services[].name": "A host name in `databases[].uri` that is to mean the following.",
+        "services[].container": "A container of this machine, by its name.",
+        "services[].tunnel.host": "The machine the secure shell logs in to.",
+        "services[].tunnel.port": "Its port.",
+        "services[].tunnel.user": "The account there.",
+        "services[].tunnel.key_file": (
+            "Absolute path of the private key, without a passphrase, not readable by others."
+        ),
+        "services[].tunnel.host_key": (
+            "The machine's public key as in `known_hosts` (`ssh-ed25519 AAAA…`), or its fingerprint "
+            "(`SHA256:…`)."
+        ),
+        "services[].tunnel.target": "`host:port` of the server, as that machine sees it.",
+        "hardening.relax[].image": "Pattern over the image name without tag: which images get what follows.",
         "hardening.relax[].image_user": "They run as the image's own user.",
         "hardening.relax[].writable_root": "They may write anywhere in their own file system.",
         "hardening.relax[].capabilities": "Linux capabilities they keep.",
         "container_user": '`"uid:gid"` algorithms run as, in quotes; never root.',
         "share.node_facts": (
             "The server may know labels, types and column names of the databases, and the allowed algorithms."
+        ),
+        "share.policy": (
+            "With node_facts: the server may know the lists of algorithms, stores, organizations and ids "
+            "of users, and then refuses tasks of others itself."
         ),
         "docker_host": "Address of the engine: `unix:///…` or `tcp://…`.",
         "logging.level": "`debug`, `info`, `warning`, `error`.",

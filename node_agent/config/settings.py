@@ -71,7 +71,7 @@ class Settings:
     server: ServerSettings
     state_dir: Path
     databases: tuple[Database, ...] = ()
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     images: ImageSettings = ImageSettings()
     limits: LimitsSection = field(default_factory=LimitsSection)
     network: NetworkSection = field(default_factory=NetworkSection)
@@ -225,10 +225,8 @@ def _lists_without_entries(source: Source) -> Iterator[Fault]:
 
 def _is_dropped(tree: Any, loc: Loc) -> bool:
     for part in loc[:-1]:
-        if isinstance(part, int):
-            tree = tree[part]
-        else:
-            tree = tree.get(part) if isinstance(tree, dict) else None
+        tree = dict(enumerate(tree)) if isinstance(tree, list) else tree
+        tree = tree.get(part) if isinstance(tree, dict) else None
     return isinstance(tree, dict) and loc[-1] not in tree
 
 

@@ -16,7 +16,15 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from node_agent.config.document import FromEnvironment
-from node_agent.config.globs import image_glob, image_pattern, no_regex, no_repeats, store_pattern, who, word_pattern
+from node_agent.config.globs import (
+    image_glob,
+    image_pattern,
+    no_regex,
+    no_repeats,
+    store_pattern,
+    who,
+    word_pattern,
+)
 from node_agent.config.machine import Machine
 from node_agent.domain.policy import parse_image
 from node_agent.domain.secret import Secret

@@ -246,7 +246,7 @@ class Runtime(Protocol):
         *mask* sees the whole log, before anything is left out.
         """
 
-    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+    def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         """Yield what the container writes after the moment *since*, as it happens; empty means from the beginning.
 
         Ends when the container does, or when the engine goes away. Raises EngineUnreachable also while it is read.

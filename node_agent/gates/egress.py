@@ -5,6 +5,7 @@ rule allows it, so that questions for names carry nothing out. Must not know who
 """
 
 import hashlib
+import logging
 import os
 import pwd
 import shutil
@@ -245,11 +246,16 @@ class Egress:
         refused = status == str(_REFUSED)
         unsaid = self._quiet[refused].left_out()
         if unsaid is not None:
-            say = log.warning if refused else log.info
-            say(
+            log.log(
+                logging.WARNING if refused else logging.INFO,
                 "egress_refused" if refused else "egress_used",
-                client=client, method=method, host=host[:253], port=port, status=status, unsaid=unsaid,
-            )  # fmt: skip
+                client=client,
+                method=method,
+                host=host[:253],
+                port=port,
+                status=status,
+                unsaid=unsaid,
+            )
 
 
 def _account() -> tuple[int, int]:

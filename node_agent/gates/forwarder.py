@@ -135,11 +135,11 @@ class Forwarder:
         """Say for how long nothing need be said."""
         return self._patience
 
-    def refuse(self, event: str, **facts: object) -> None:
+    def warn(self, *, what_event: str, **facts: object) -> None:
         """Log why somebody was not let in, or not through, unless there was too much of it already."""
         unsaid = self._quiet.left_out()
         if unsaid is not None:
-            log.warning(event, unsaid=unsaid, **facts)
+            log.warning(what_event, unsaid=unsaid, **facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,8 @@ class _Door:
                 else:
                     self._refuse(address, "too many connections at once")
             except (OSError, Transient) as error:
-                self.forwarder.refuse("service_unreachable", label=self.entrance.label, reason=str(error))
+                label = self.entrance.label
+                self.forwarder.warn(what_event="service_unreachable", label=label, reason=str(error))
             finally:
                 await _close(writer)
 
@@ -177,7 +178,8 @@ class _Door:
             await _close(outer[1])
 
     def _refuse(self, address: str, reason: str) -> None:
-        self.forwarder.refuse("service_refused", label=self.entrance.label, address=address, reason=reason)
+        label = self.entrance.label
+        self.forwarder.warn(what_event="service_refused", label=label, address=address, reason=reason)
 
 
 # --- carrying ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from node_agent.domain.run import RunId
 LOOKS = 8
 PAUSE = 0.25
 """A container may connect before the engine lists it, and just after a start the runs may not be loaded yet."""
+PACE = 0.05
+"""Between two listings, so that whoever knocks all the time does not keep the engine busy."""
 
 Listing = Mapping[str, RunId]
 
@@ -32,6 +34,7 @@ class Visitors:
         self._pause = pause
         self._engine = ThreadPoolExecutor(1, "gates-engine")
         self._one_at_a_time = asyncio.Lock()
+        self._last = 0.0
         self._next: asyncio.Task[Listing] | None = None
 
     async def run_at(self, address: str, *, label: str) -> RunId | None:
@@ -55,6 +58,11 @@ class Visitors:
         return await asyncio.shield(self._next)
 
     async def _listed(self) -> Listing:
+        loop = asyncio.get_running_loop()
         async with self._one_at_a_time:
+            await asyncio.sleep(max(0.0, self._last + PACE - loop.time()))
             self._next = None  # whoever comes from now on needs a later one
-            return await asyncio.get_running_loop().run_in_executor(self._engine, self._runs_at)
+            try:
+                return await loop.run_in_executor(self._engine, self._runs_at)
+            finally:
+                self._last = loop.time()

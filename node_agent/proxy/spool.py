@@ -28,9 +28,9 @@ class NoRoom(Exception):
 class Spool:
     """Room on disk, shared so that one container leaves some to the others."""
 
-    def __init__(self, folder: Path, *, total: int) -> None:
+    def __init__(self, folder: Path, *, total: int, keep_free: int = KEEP_FREE) -> None:
         self._folder = folder
-        self._ledger = _Ledger(folder, total=total)
+        self._ledger = _Ledger(folder, total=total, keep_free=keep_free)
         # what lies here was left by a process that ended on its way
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -157,9 +157,10 @@ class SpooledBody:
 class _Ledger:
     """Who holds how much of the room."""
 
-    def __init__(self, folder: Path, *, total: int) -> None:
+    def __init__(self, folder: Path, *, total: int, keep_free: int) -> None:
         self._folder = folder
         self._total = total
+        self._keep_free = keep_free
         self._share = total // 2
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
@@ -200,6 +201,6 @@ class _Ledger:
         self._ask_in -= size
         if self._ask_in > 0:
             return
-        if shutil.disk_usage(self._folder).free < KEEP_FREE + size:
+        if shutil.disk_usage(self._folder).free < self._keep_free + size:
             raise NoRoom("The disk of this node is nearly full.")
         self._ask_in = _ASK_EVERY

@@ -5,15 +5,14 @@ Owns every call about images and containers. Must not know what a run is for: it
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
 import requests
 from docker import APIClient
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 
 from node_agent.domain.container import (
     ContainerReport,
@@ -38,7 +37,7 @@ from node_agent.errors import (
 )
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.logcut import copy_cut
-from node_agent.runtime.logfollow import entries_after, since_parameter
+from node_agent.runtime.logfollow import entries_after, follow_parameters, frames_of
 from node_agent.runtime.pulling import (
     PullStory,
     exact_reference,
@@ -290,21 +289,21 @@ class DockerEngine:
             except NotFound:
                 return
 
-    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+    def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         """Yield what the container writes after *since*, as it happens, until it ends."""
         with self._connection.client() as client:
-            try:
-                frames = client.logs(
-                    container, stream=True, follow=True, timestamps=True, **since_parameter(since)
-                )
-            except NotFound:
-                return
-            try:
-                yield from entries_after(since, frames)
-            finally:
-                # whoever has read enough must not leave a connection behind that the engine keeps filling
-                with suppress(DockerException, OSError, AttributeError, ValueError):
-                    frames.close()
+            response = client.get(
+                _url(client, f"/containers/{container}/logs"),
+                params=follow_parameters(since),
+                stream=True,
+                # An algorithm may be silent for hours; its end, or the engine's, ends the answer.
+                timeout=(client.timeout, None),
+            )
+            # Whoever has read enough must not leave a connection behind that the engine keeps filling.
+            with response:
+                if response.status_code != _NOT_FOUND:
+                    response.raise_for_status()
+                    yield from entries_after(since, frames_of(response.raw))
 
     def remove(self, container: ContainerId) -> None:
         """Remove the container and its anonymous volumes, running or not; already gone is fine."""

@@ -3,21 +3,40 @@
 Owns the form of these stamps. Must not know where the bytes come from or where they go.
 """
 
+import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Final, Protocol
 
 from node_agent.domain.runlogs import LogEntry
 from node_agent.runtime.reading import seconds_of
 
-_STAMP_ROOM = 64
+_HEAD: Final = struct.Struct(">4xL")
+_LARGEST_FRAME: Final = 16 * 2**20
+"""More than any engine sends in one go: whatever says so is no frame."""
+_STAMP_ROOM: Final = 64
 """Bytes within which a stamp and the blank behind it must end."""
 
 
-def since_parameter(since: str) -> dict[str, Any]:
-    """Ask for what came at or after the moment *since*, give or take a second; an empty one asks for everything."""
+class Readable(Protocol):
+    """Bytes that are read as they come."""
+
+    def read(self, amt: int) -> bytes:
+        """Give so many bytes, or what is left before the end."""
+
+
+def follow_parameters(since: str) -> dict[str, str]:
+    """Ask for everything from the second of *since* on, with stamps; an empty one asks for everything."""
     seconds = seconds_of(since)
     # what is too much is left out by its stamp
-    return {} if seconds is None else {"since": int(seconds)}
+    parameters = {} if seconds is None else {"since": str(int(seconds))}
+    return {"follow": "1", "stdout": "1", "stderr": "1", "timestamps": "1"} | parameters
+
+
+def frames_of(stream: Readable) -> Iterator[bytes]:
+    """Take the engine's stream apart into what was written in one go; it ends where the stream is cut off."""
+    while len(head := stream.read(_HEAD.size)) == _HEAD.size:
+        (length,) = _HEAD.unpack(head)
+        yield stream.read(min(length, _LARGEST_FRAME))
 
 
 def entries_after(since: str, frames: Iterable[bytes]) -> Iterator[LogEntry]:

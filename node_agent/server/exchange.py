@@ -180,7 +180,9 @@ class Exchange:
         with self._translated(call):
             response = self._request(call)
         with response:
-            log.debug("server_call", call=str(call), status=response.status_code, ms=_milliseconds_since(started))
+            log.debug(
+                "server_call", call=str(call), status=response.status_code, ms=_milliseconds_since(started)
+            )
             yield Stream(
                 status=response.status_code,
                 content_type=response.headers.get("Content-Type", ""),

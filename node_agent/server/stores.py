@@ -27,6 +27,7 @@ ANSWER_LIMIT = 8 * 1024 * 1024
 READ_SECONDS = 20.0
 _FORGOTTEN_AFTER = 120.0
 _YES = Approval(given=True)
+_NO_REPLY = Reply(call="", status=0)
 
 Opens = Callable[[str], Sends]
 Question = tuple[str, str, str]
@@ -84,10 +85,10 @@ class HttpStores:
     def _confirmed(self, exchange: Sends, *, image: str, digest: str) -> Approval:
         """Ask for this image, and if that does not show it, look through everything the store approved.
 
-        The store looks up what the *tag* is now, which may have moved since it approved this content; and it cannot
-        answer at all where it does not reach the registry.
+        The store looks up what the *tag* is now, which may have moved since it approved this content; and it stumbles
+        where it does not reach the registry.
         """
-        first = self._call(exchange, {"image": image})
+        first = self._asked_for(exchange, image)
         if first.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             return Approval(
                 given=False, reason=f"it does not answer this node: {first.message or first.status}"
@@ -96,8 +97,14 @@ class HttpStores:
             return _YES
         if any(_shows(page, image, digest) for page in self._pages(exchange)):
             return _YES
-        said = "" if _is_good(first) else f" (it says: {first.message or first.status})"
+        said = "" if _is_good(first) or not first.message else f" (it says: {first.message})"
         return Approval(given=False, reason=f"it has no approved algorithm with the digest {digest}{said}")
+
+    def _asked_for(self, exchange: Sends, image: str) -> Reply:
+        try:
+            return self._call(exchange, {"image": image})
+        except _StoreSilent as silent:
+            return silent.reply
 
     def _pages(self, exchange: Sends) -> Iterator[wire.Algorithms]:
         for number in range(1, MOST_PAGES + 1):
@@ -127,7 +134,11 @@ class HttpStores:
 
 
 class _StoreSilent(Exception):
-    """The store gave no answer that can be used; the text says why."""
+    """The store gave no answer that can be used; the text says why, and *reply* is the little there is."""
+
+    def __init__(self, text: str, reply: Reply) -> None:
+        super().__init__(text)
+        self.reply = reply
 
 
 def _answer(exchange: Sends, call: Call) -> Reply:
@@ -136,11 +147,11 @@ def _answer(exchange: Sends, call: Call) -> Reply:
         if _is_good(reply):
             wire.parse_algorithms(reply)
     except ServerUnreachable as error:
-        raise _StoreSilent(f"no usable answer ({error.message})") from error
+        raise _StoreSilent(f"no usable answer ({error.message})", _NO_REPLY) from error
     refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
     if _is_good(reply) or (refused and reply.message is not None):
         return reply
-    raise _StoreSilent(f"it answered with {reply.status}: {reply.excerpt()}")
+    raise _StoreSilent(f"it answered with {reply.status}: {reply.excerpt()}", reply)
 
 
 def _is_good(reply: Reply) -> bool:

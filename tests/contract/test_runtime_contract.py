@@ -27,6 +27,7 @@ PYTHON = ("python3", "-S", "-u", "-c")
 SUCCEED = (*PYTHON, "print('all is well')")
 FAIL = (*PYTHON, "raise SystemExit(3)")
 TALK = (*PYTHON, "print('begin' + 'x' * 5000 + 'end')")
+SPEAK = (*PYTHON, "print('one'); print('two'); print('three')")
 GO_ON = (*PYTHON, "import time; time.sleep(300)")
 NO_PROGRAM = ("/no/such/program",)
 
@@ -65,6 +66,7 @@ class FakeStage:
                 {
                     SUCCEED: Ending(log=b"all is well\n"),
                     FAIL: Ending(exit_code=3),
+                    SPEAK: Ending(log=b"one\ntwo\nthree\n"),
                     TALK: Ending(log=b"begin" + b"x" * 5000 + b"end\n"),
                     GO_ON: None,
                 }
@@ -336,3 +338,23 @@ def test_the_removal_of_a_container_is_an_event(stage: Stage) -> None:
     events = stage.runtime.events()
     stage.runtime.remove(container)
     assert next(event for event in events if event == 8) == 8
+
+
+def test_a_followed_log_is_whole_and_ends_with_its_container(stage: Stage) -> None:
+    container = started(stage, 22, TALK)
+    entries = list(stage.runtime.follow_log(container, since=""))
+    assert b"".join(entry.content for entry in entries) == b"begin" + b"x" * 5000 + b"end\n"
+    assert stage.ended(container).exit_code == 0
+
+
+def test_a_log_is_followed_on_behind_an_entry_without_repeating_it(stage: Stage) -> None:
+    container = started(stage, 23, SPEAK)
+    stage.ended(container)
+    entries = list(stage.runtime.follow_log(container, since=""))
+    assert [entry.content for entry in entries] == [b"one\n", b"two\n", b"three\n"]
+    later = list(stage.runtime.follow_log(container, since=entries[0].at))
+    assert later == entries[1:]
+
+
+def test_the_log_of_a_container_that_is_gone_is_empty(stage: Stage) -> None:
+    assert list(stage.runtime.follow_log(ContainerId("0" * 64), since="")) == []

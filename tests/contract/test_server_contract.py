@@ -13,7 +13,7 @@ from node_agent.domain.messages import KillRequested, ServerOffline, TaskHinted
 from node_agent.domain.ports import ProxiedRequest, StatusChange
 from node_agent.domain.run import Run, RunId, Status
 from node_agent.domain.secret import Secret
-from node_agent.domain.task import DatabaseRequest, TaskId
+from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
 from node_agent.errors import AccessDenied, RunClosed, RunFailed
 from node_agent.payload.chunks import Literal
 from tests.contract.server_stage import (
@@ -261,6 +261,27 @@ def patch(agent: Agent, run_id: RunId, body: Mapping[str, str]) -> None:
     requests.patch(
         f"{agent.address.rest}/run/{run_id}", json=body, headers=headers, timeout=30
     ).raise_for_status()
+
+
+# --- what a policy asks for -----------------------------------------------------------------------------------
+
+
+def test_a_task_is_found_with_who_asked_it(stage: Stage, agent: Agent) -> None:
+    task_id, _ = create(stage)
+    listed = only(agent.server.open_runs(task_id)).task
+    found = agent.server.find_task(task_id)
+    assert found == listed
+    assert found.init_org_id == agent.server.identify().organization_id
+    assert found.init_user_name is None  # no server tells nodes the names of users
+
+
+def test_a_task_that_does_not_exist_is_not_found(agent: Agent) -> None:
+    assert agent.server.find_task(TaskId(4_000_000)) is None
+
+
+def test_the_name_of_an_organization_is_found_by_its_number(agent: Agent) -> None:
+    assert agent.server.organization_name(agent.server.identify().organization_id) == "alpha"
+    assert agent.server.organization_name(OrganizationId(4_000_000)) is None
 
 
 # --- containers -----------------------------------------------------------------------------------------------

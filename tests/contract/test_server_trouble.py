@@ -21,10 +21,10 @@ from node_agent.domain.ports import FinalReport, NodeIdentity
 from node_agent.domain.run import RunId, Status
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import OrganizationId, TaskId
-from node_agent.errors import RunClosed, ServerUnreachable
+from node_agent.errors import DiskFull, RunClosed, ServerUnreachable
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
-from node_agent.server.exchange import Call, Exchange
+from node_agent.server.exchange import AnswerTooLarge, Call, Exchange
 from node_agent.server.listener import SocketListener
 from node_agent.server.tokens import Tokens
 from tests.doubles.fake_server import FakeServer, Fault
@@ -165,6 +165,46 @@ def test_tokens_that_stopped_working_are_replaced_unnoticed(
     agent.server.announce(run_id, Status.ACTIVE)
     assert fake.run(run_id).status == "active"
     assert fake.count("POST", "/token/node") == (1 if trouble == "access" else 2)
+
+
+def listing(agent: Agent, folder: Path, limit: int = 1 << 30) -> Call:
+    return Call(method="GET", path="run", token=agent.tokens.access_token(), spool=folder, limit=limit)
+
+
+def test_long_texts_of_an_answer_lie_on_disk(fake: FakeServer, agent: Agent, tmp_path: Path) -> None:
+    fake.create_task(input="A" * 1_000_000)
+    reply = agent.exchange.send(listing(agent, tmp_path))
+    assert reply.body == b""
+    (run,) = reply.json()["data"]  # type: ignore[index]
+    assert b"".join(run["input"]) == b"A" * 1_000_000
+    assert list(tmp_path.iterdir()) == [run["input"].path]
+
+
+def test_an_answer_that_is_too_large_for_the_disk_tells_how_long_the_list_is(
+    fake: FakeServer, agent: Agent, tmp_path: Path
+) -> None:
+    fake.create_task(input="A" * 1_000_000)
+    with pytest.raises(AnswerTooLarge) as caught:
+        agent.exchange.send(listing(agent, tmp_path, limit=500_000))
+    assert caught.value.total == 1
+
+
+def test_a_long_answer_that_breaks_off_or_is_no_json_may_come_right_later(
+    fake: FakeServer, agent: Agent, tmp_path: Path
+) -> None:
+    fake.create_task(input="A" * 1_000_000)
+    fake.faults.add("GET", "/run", Fault(truncate=True))
+    with pytest.raises(ServerUnreachable):
+        agent.exchange.send(listing(agent, tmp_path))
+    fake.faults.add("GET", "/run", Fault(status=200, body="<html>"))
+    with pytest.raises(ServerUnreachable, match="cannot be used"):
+        agent.exchange.send(listing(agent, tmp_path))
+
+
+def test_a_disk_without_room_for_an_answer_says_so(fake: FakeServer, agent: Agent, tmp_path: Path) -> None:
+    fake.create_task(input="A" * 1_000_000)
+    with pytest.raises(DiskFull, match="No such file or directory"):
+        agent.exchange.send(listing(agent, tmp_path / "not there"))
 
 
 def test_an_answer_over_the_limit_is_not_read(fake: FakeServer, agent: Agent) -> None:

@@ -396,7 +396,7 @@ class EngineBook:
         if container in self.boxes:
             into.write(b"".join(mask([self.boxes[container].log]))[:limit])
 
-    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+    def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         self.faults.meet("follow_log")
         lines = self.boxes[container].log.splitlines(keepends=True) if container in self.boxes else []
         entries = (LogEntry(f"{at:06d}", line) for at, line in enumerate(lines, start=1))

@@ -6,7 +6,7 @@ or runs until the test calls `end`.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from queue import SimpleQueue
@@ -230,7 +230,7 @@ class FakeRuntime:
         found = self.containers.get(container)
         copy_cut(mask([found.log] if found else []), into, limit=limit)
 
-    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+    def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         self._answer()
         found = self.containers.get(container)
         lines = found.log.splitlines(keepends=True) if found else []

@@ -1,5 +1,6 @@
 """The way outside: what one allowed host opens, and everything a hostile algorithm finds closed all the same."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,18 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from node_agent.domain.egress import parse_rule
 from node_agent.errors import ConfigError
-from node_agent.gates.egress import Egress, EgressPlan
+from node_agent.gates.egress import Egress, EgressPlan, squid_program
 from node_agent.runtime.addresses import Addresses
 from node_agent.runtime.firewall import remove_firewall
 from node_agent.runtime.network import prepare_network
 from node_agent.runtime.subnets import host_addresses
 from tests.integration.machine import Machine
-from tests.lab.outside import OTHER_PORT, PORT, Outside, outside
+from tests.lab.outside import OTHER_PORT, PORT, Outside, OutsideError, outside
 from tests.lab.registry import free_port, registry
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("root")]
@@ -93,9 +95,19 @@ def inside(place: Machine) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def opened(session_machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+def opened(
+    session_machine: Machine,
+    tmp_path_factory: pytest.TempPathFactory,
+    missing: Callable[[str], NoReturn],
+) -> Iterator[Opened]:
     place, port = session_machine, free_port("0.0.0.0")
-    with outside({**NAMES, "gateway.inside.test": (place.facts.gateway,)}) as far:
+    with contextlib.ExitStack() as stack:
+        try:
+            squid_program()
+            names = {**NAMES, "gateway.inside.test": (place.facts.gateway,)}
+            far = stack.enter_context(outside(names))
+        except (OutsideError, ConfigError) as error:
+            missing(str(error))
         rules = (
             *(f"allowed.test:{PORT}", f"*.wild.test:{PORT}", f"*.inside.test:{OTHER_PORT}"),
             f"*.inside.test:{port}",
@@ -222,7 +234,11 @@ with socket.create_connection(('{opened.place.facts.gateway}', {opened.port}), t
 
 
 @pytest.fixture
-def plan() -> EgressPlan:
+def plan(missing: Callable[[str], NoReturn]) -> EgressPlan:
+    try:
+        squid_program()
+    except ConfigError as error:
+        missing(str(error))
     return EgressPlan(
         agent=f"it-{os.getpid()}",
         address="127.0.0.1",

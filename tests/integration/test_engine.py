@@ -440,3 +440,33 @@ def test_a_container_that_vanished_has_no_log(place: Machine) -> None:
     into = io.BytesIO()
     place.engine.copy_log(ContainerId("0" * 64), into, limit=100, mask=iter)
     assert into.getvalue() == b""
+
+
+# --- logs while they are written, and GPUs ----------------------------------------------------------------------
+
+
+def test_a_line_is_followed_while_the_container_runs_and_a_reader_may_leave(place: Machine) -> None:
+    container = place.start(70, "import time; print('now'); time.sleep(300)")
+    following = place.engine.follow_log(container, since="")
+    assert next(following).content == b"now\n"
+    following.close()
+    report = place.engine.inspect(container)
+    assert report is not None
+    assert report.phase is Phase.RUNNING
+
+
+def test_a_very_long_line_is_followed_whole(place: Machine) -> None:
+    container = place.start(71, "print('x' * 200_000); print('end')")
+    entries = list(place.engine.follow_log(container, since=""))
+    assert b"".join(entry.content for entry in entries) == b"x" * 200_000 + b"\nend\n"
+
+
+def test_an_engine_without_a_gpu_says_so_when_one_is_promised(place: Machine) -> None:
+    made = place.engine.ensure_container(place.spec(72, gpus=True))
+    with pytest.raises(StartFailed, match=r"policy\.gpu.*its engine has none"):
+        place.engine.ensure_started(made)
+
+
+def test_hosts_of_the_owner_are_known_inside(place: Machine) -> None:
+    do = "import socket, json; print(json.dumps(socket.gethostbyname('db.example.org')))"
+    assert place.answer(73, do, hosts={"db.example.org": "192.0.2.7"}) == "192.0.2.7"

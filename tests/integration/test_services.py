@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -24,9 +24,9 @@ from node_agent.runtime.firewall import remove_firewall
 from node_agent.runtime.network import prepare_network
 from tests.integration.machine import LIMITS, MIB, Machine
 from tests.lab.images import tools_image
-from tests.lab.postgres import Postgres, postgres
+from tests.lab.postgres import Postgres, PostgresError, postgres
 from tests.lab.registry import free_port
-from tests.lab.sshd import Sshd, new_key, sshd
+from tests.lab.sshd import Sshd, SshdError, new_key, sshd
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("root")]
 
@@ -134,9 +134,17 @@ def port_of(seen: Database) -> int:
 
 
 @pytest.fixture(scope="module")
-def clinic(session_machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
+def clinic(
+    session_machine: Machine,
+    tmp_path_factory: pytest.TempPathFactory,
+    missing: Callable[[str], NoReturn],
+) -> Iterator[Clinic]:
     tools = str(session_machine.client.images.get(tools_image(session_machine.client)).id)
-    with postgres() as server:
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres())
+        except PostgresError as error:
+            missing(str(error))
         yield Clinic(session_machine, server, tools, tmp_path_factory.mktemp("gates"))
 
 
@@ -206,8 +214,12 @@ def test_a_container_of_this_machine_is_reached_by_its_name(clinic: Clinic) -> N
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Sshd]:
-    with sshd() as found:
+def far(missing: Callable[[str], NoReturn]) -> Iterator[Sshd]:
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(sshd())
+        except SshdError as error:
+            missing(str(error))
         yield found
 
 

@@ -20,6 +20,8 @@ SERVER_REQUIREMENTS = (
     "pyuwsgi==2.0.30.post1",  # what the server runs in when it is not run by its developers
 )
 CLIENT_REQUIREMENTS = (f"vantage6-client=={VANTAGE6_VERSION}",)
+STORE_REQUIREMENTS = (f"vantage6-algorithm-store=={VANTAGE6_VERSION}", "jsonschema==4.21.1")
+"""The store, and what it needs that the server does not."""
 
 
 class VenvError(Exception):
@@ -34,6 +36,23 @@ def server_venv() -> Path:
 def client_venv() -> Path:
     """Return the Python that has the real vantage6 client."""
     return venv("vantage6-client", CLIENT_REQUIREMENTS)
+
+
+def store_packages() -> Path:
+    """Return the folder with the real algorithm store, which runs with the server's Python: it needs little else."""
+    folder = lab_dir("venvs") / "vantage6-store"
+    stamp = folder / ".stamp"
+    wanted = "\n".join([sys.version, *STORE_REQUIREMENTS])
+    with locked("venv-vantage6-store"):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            with timed(f"installing {STORE_REQUIREMENTS[0]}"):
+                shutil.rmtree(folder, ignore_errors=True)
+                pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-compile"]
+                pip += ["--disable-pip-version-check", "--target", str(folder)]
+                _run([*pip, "--no-deps", STORE_REQUIREMENTS[0]])
+                _run([*pip, *STORE_REQUIREMENTS[1:]])
+            stamp.write_text(wanted)
+    return folder
 
 
 def venv(name: str, requirements: Sequence[str]) -> Path:

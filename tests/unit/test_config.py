@@ -333,6 +333,23 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("databases: [{label: a, type: sql, uri: 'x://h:1', env: {a-b: x}}]", "no identifier"),
         ("databases: [{label: a, type: sql, uri: 'x://h:1', env: {a: x, A: y}}]", "differ only in case"),
         ("databases: [{label: a, type: sql}]", "is missing"),
+        ("share: {algorithm_logs: some}", "is not one of off, errors, full"),
+        ("share: {algorithm_logs: errors, live_logs: true}", "needs algorithm_logs: full"),
+        ("share: {algorithm_logs: off, live_logs: true}", "needs algorithm_logs: full"),
+        ("algorithm_env: {A-B: x}", "has the name 'A-B'"),
+        ("algorithm_env: {OUTPUT_FILE: x}", "sets OUTPUT_FILE, which the node or the image sets itself"),
+        ("algorithm_env: {pkg_name: x}", "sets pkg_name"),
+        ("algorithm_env: {DEFAULT_DATABASE_URI: x}", "sets DEFAULT_DATABASE_URI"),
+        ("algorithm_env: {default_db_param_a: x}", "sets default_db_param_a"),
+        ("algorithm_env: {https_proxy: x}", "sets https_proxy"),
+        ("algorithm_env: {A: 3}", "put it in quotes"),
+        ("algorithm_hosts: {proxyserver: 10.0.0.1}", "has a meaning of its own"),
+        ("algorithm_hosts: {a_b: 10.0.0.1}", "which is no host name"),
+        ("algorithm_hosts: {db: nowhere}", "gives db no address"),
+        ("run_context_file: maybe", "must be true or false"),
+        ("policy: {gpu: ['a/b:1']}", "names a tag"),
+        ("images: {docker_config: config.json}", "must be an absolute path"),
+        ("images: {docker_config: /none/config.json}", "is no file"),
     ],
 )
 def test_a_fault_says_what_is_wrong_and_what_would_be_right(more: str, part: str, tmp_path: Path) -> None:
@@ -409,3 +426,30 @@ def test_a_broken_line_with_a_secret_is_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_text("api_key: 'hunter2\nname: x\n", tmp_path)
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_algorithms_get_beyond_the_contract_is_read(tmp_path: Path) -> None:
+    settings = load_text(
+        REST
+        + "policy: {gpu: [registry.example.org/deep/*]}\n"
+        + "algorithm_env: {THRESHOLD: '5', API_KEY: hunter2-hunter2}\n"
+        + "algorithm_hosts: {db.example.org: 192.0.2.7}\n"
+        + "run_context_file: true\n",
+        tmp_path,
+    )
+    assert settings.extras.environment == {"THRESHOLD": "5", "API_KEY": "hunter2-hunter2"}
+    assert settings.extras.hosts == {"db.example.org": "192.0.2.7"}
+    assert settings.extras.gpu == ("registry.example.org/deep/*",)
+    assert settings.extras.run_context
+    assert "hunter2" not in repr(settings)
+    assert Secret("hunter2-hunter2") in settings.secrets
+
+
+@pytest.mark.parametrize("word", ["off", "'off'", "OFF", "false"])
+def test_the_word_off_is_understood_although_yaml_reads_it_as_false(word: str, tmp_path: Path) -> None:
+    assert load_text(REST + f"share: {{algorithm_logs: {word}}}\n", tmp_path).share.algorithm_logs == "off"
+
+
+def test_a_fault_in_a_variable_for_algorithms_does_not_show_it(tmp_path: Path) -> None:
+    fault = fault_of(REST + "algorithm_env: {1A: hunter2}\n", tmp_path, PaperMachine({}))
+    assert "hunter2" not in fault

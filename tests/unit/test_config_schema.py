@@ -1,7 +1,6 @@
 """The schema of the configuration, the examples it is proven on, and what `config show` gives."""
 
 import json
-import re
 from collections import ChainMap
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from node_agent.config.meanings import MEANINGS
 from node_agent.config.schema import PIECES, json_schema, readers
 from node_agent.config.shape import setting_paths
 from node_agent.config.showing import effective_settings
+from tests.meanings import documented
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "compose.yaml")
@@ -146,9 +146,7 @@ def test_every_kind_of_value_has_a_form_in_the_schema() -> None:
 
 
 def test_the_sentences_are_those_of_the_documentation() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([^`]+)` \| .*? \| (.*) \|$", text, flags=re.MULTILINE))
-    assert dict(MEANINGS) == {path: meaning.replace("\\|", "|") for path, meaning in rows.items()}
+    assert dict(MEANINGS) == documented(), "run: .venv/bin/python -m tests.meanings"
 
 
 def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

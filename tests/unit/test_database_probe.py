@@ -1,8 +1,10 @@
 """What is shared about databases."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 from node_agent.databases.columns import answer
 from node_agent.databases.probe import _parse, node_facts, read_columns
@@ -33,7 +35,8 @@ def test_a_policy_that_is_not_shared_leaves_no_trace():
 
 
 def test_databases_without_columns_start_no_program():
-    assert read_columns([SQLITE], seconds=0).found == {}
+    service = Database(label="remote", type=DatabaseType.SQL, uri="postgresql://h/db")
+    assert read_columns([service], seconds=0).found == {}
 
 
 def test_lines_written_before_a_limit_struck_still_count():
@@ -57,3 +60,20 @@ def test_the_agent_itself_loads_no_data_library():
         "sys.exit(bool({'pandas', 'pyarrow', 'numpy', 'openpyxl'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_columns_of_the_one_table_of_an_sqlite_file_are_told(tmp_path):
+    path = tmp_path / "a b#c.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE patients (age INTEGER, sex TEXT)")
+        database.execute("CREATE INDEX by_age ON patients (age)")
+    assert answer({"label": "a", "type": "sqlite", "path": str(path)}) == {"label": "a", "columns": ["age", "sex"]}
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_of_several_tables_nobody_knows_which_is_meant(tmp_path):
+    path = tmp_path / "a.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE one (a)")
+        database.execute("CREATE TABLE two (b)")
+    assert answer({"label": "a", "type": "sqlite", "path": str(path)}) == {"label": "a", "error": "NotOneTable"}

@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Talkative:
         self.asked_since: list[str] = []
         self.endless: Iterator[LogEntry] | None = None
 
-    def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+    def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         self.asked_since.append(since)
         yield from (entry for entry in self.entries if entry.at > since)
         if self.endless is not None:
@@ -108,8 +108,9 @@ def test_a_log_that_broke_off_is_followed_again_after_a_pause(scene: Scene) -> N
 
 def test_a_bug_in_reading_stops_nothing(scene: Scene) -> None:
     class Broken:
-        def follow_log(self, container: ContainerId, *, since: str) -> Iterator[LogEntry]:
+        def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
             raise TypeError("a mistake")
+            yield
 
     assert text_of(scene.logs(Broken()), scene.run) == ""
 

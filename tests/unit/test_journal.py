@@ -41,6 +41,8 @@ FULL_RUN = Run(
     outcome=None,
     reason="because",
     fault="faulty",
+    input_blob=BlobId("input"),
+    result_blob=BlobId("result"),
     announced=Status.ACTIVE,
     claimed_at=2.5,
     digest="sha256:" + "d" * 64,
@@ -188,6 +190,24 @@ def test_texts_that_utf8_cannot_hold_do_not_stop_the_agent(journal: SqliteJourna
 def test_only_the_owner_can_read_the_journal(journal: SqliteJournal, quick_dir: Path) -> None:
     journal.insert(make_run(1))
     assert (quick_dir / FILE_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_journal_of_the_first_version_is_shown_and_then_taken_over(quick_dir: Path) -> None:
+    connection = sqlite3.connect(quick_dir / FILE_NAME)
+    connection.executescript(MIGRATIONS[0])
+    connection.execute("PRAGMA user_version = 1")
+    connection.execute(
+        "INSERT INTO run (run_id, task_id, job_id, image, task, received_at, state, reason, fault, announced,"
+        " out_of_memory, has_subtasks) VALUES (1, 1, 7, ?, ?, 1.0, 1, '', '', 'pending', 0, 0)",
+        (IMAGE, json.dumps(asdict(make_task(1)))),
+    )
+    connection.commit()
+    connection.close()
+    (shown,) = read_history(quick_dir, 10)
+    assert shown["run_id"] == 1
+    journal = SqliteJournal(quick_dir)
+    assert journal.load() == [make_run(1, received_at=1.0)]
+    journal.close()
 
 
 def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(quick_dir: Path) -> None:

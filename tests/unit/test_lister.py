@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from node_agent.domain.messages import ListingFailed, RunsListed
 from node_agent.domain.ports import OpenRun
-from node_agent.domain.run import RunId
+from node_agent.domain.run import BlobId, RunId
 from node_agent.domain.task import TaskId
 from node_agent.errors import AccessDenied, DiskFull, InputUnreadable, ServerUnreachable, Transient
 from node_agent.lister import Lister
@@ -61,6 +61,13 @@ def test_a_listing_of_one_task_is_not_complete(bench: Bench) -> None:
     (listed,) = bench.posted
     assert [run.id for run in listed.runs] == [2]
     assert not listed.complete
+
+
+def test_an_input_in_the_blob_store_stays_there_while_runs_are_listed(bench: Bench) -> None:
+    bench.server.add(make_open_run(1, input=(), input_blob=BlobId("input")))
+    bench.lister.serve_one(None)
+    assert bench.posted[0].runs[0].input_blob == "input"
+    assert not bench.folders.has_input(RunId(1))
 
 
 def test_inputs_go_to_disk_and_not_into_the_mailbox(bench: Bench) -> None:

@@ -234,6 +234,15 @@ def test_a_file_of_version_3_is_read(tmp_path: Path) -> None:
     assert not any("no key of a vantage6 node" in str(finding) for finding in new.findings)
 
 
+def test_a_tunnel_one_level_too_deep_is_found(tmp_path: Path) -> None:
+    tunnel = (
+        "{hostname: far, ssh: {host: g.org, tunnel: {bind: {port: 1}, dest: {ip: 127.0.0.1, port: 5432}}}}"
+    )
+    new = moved(f"{REST}ssh-tunnels: [{tunnel}]\n", tmp_path)
+    assert settings_of(new)["services"][0]["tunnel"]["target"] == "127.0.0.1:5432"
+    assert not any("no key of a vantage6 node" in str(finding) for finding in new.findings)
+
+
 def test_one_of_several_environments_has_to_be_chosen(tmp_path: Path) -> None:
     inner = REST.replace("\n", "\n    ")
     text = f"environments:\n  dev:\n    {inner}\n  prod:\n    {inner.replace('h.example', 'p.example')}\n"

@@ -376,7 +376,7 @@ def test_a_large_answer_arrives_as_it_was_sent_with_its_length(path):
 def test_a_large_answer_holds_its_room_until_it_is_sent():
     proxy = Proxy(Streams(LARGE))
     response = proxy.ask("GET", "/task/1", buffered=False)
-    assert proxy.spool.taken == len(LARGE)
+    assert len(LARGE) // 2 < proxy.spool.taken <= len(LARGE)
     response.close()
     assert proxy.nothing_is_left()
 

@@ -19,10 +19,16 @@ def spool(folder):
     return Spool(folder, total=10 * len(LARGE))
 
 
-def filled(spool, content, owner="a"):
-    body = spool.body(owner)
+def filled(spool, content):
+    body = spool.body("a")
     for at in range(0, len(content), 10_000):
         body.append(content[at : at + 10_000])
+    return body
+
+
+def large(spool, owner="a"):
+    body = spool.body(owner)
+    body.append(LARGE)
     return body
 
 
@@ -35,10 +41,10 @@ def test_a_body_comes_back_as_it_came_and_as_often_as_it_is_read(spool, size):
 
 
 def test_only_a_large_body_takes_room_and_closing_gives_it_back(spool):
-    small, large = filled(spool, LARGE[:IN_MEMORY]), filled(spool, LARGE)
-    assert (small.in_memory, large.in_memory) == (True, False)
+    small, big = filled(spool, LARGE[:IN_MEMORY]), large(spool)
+    assert (small.in_memory, big.in_memory) == (True, False)
     assert spool.taken == len(LARGE)
-    for body in (small, large, large):
+    for body in (small, big, big):
         body.close()
     assert spool.taken == 0
 
@@ -72,14 +78,24 @@ def test_a_closed_body_takes_nothing_more(spool):
 
 
 def test_one_container_gets_half_of_the_room_and_another_one_the_rest(spool):
-    first = [filled(spool, LARGE, "a") for _ in range(5)]
+    first = [large(spool, "a") for _ in range(5)]
     with pytest.raises(NoRoom, match="this run"):
-        filled(spool, LARGE, "a")
-    second = [filled(spool, LARGE, "b") for _ in range(5)]
+        large(spool, "a")
+    second = [large(spool, "b") for _ in range(5)]
     with pytest.raises(NoRoom, match="no room on disk"):
-        filled(spool, LARGE, "c")
+        large(spool, "c")
     for body in first + second:
         body.close()
+    assert spool.taken == 0
+
+
+def test_the_last_of_the_disk_is_left_to_others(folder):
+    spool = Spool(folder, total=1 << 30, keep_free=1 << 60)
+    assert b"".join(filled(spool, LARGE[:IN_MEMORY])) == LARGE[:IN_MEMORY]
+    body = spool.body("a")
+    with pytest.raises(NoRoom, match="nearly full"):
+        body.append(LARGE)
+    body.close()
     assert spool.taken == 0
 
 

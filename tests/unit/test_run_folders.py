@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
-from node_agent.errors import DiskFull, OutputTooLarge
+from node_agent.errors import DiskFull, InputUnreadable, OutputTooLarge
 from node_agent.store.rundir import DiskRunFolders, _disk_errors
 
 RUN = RunId(12)
@@ -51,6 +51,17 @@ def test_the_input_listed_last_is_kept(folders: DiskRunFolders) -> None:
     assert folders.has_input(RUN)
     prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
     assert (task_of(prepared) / "input").read_bytes() == b"second"
+
+
+def test_nothing_of_an_input_that_breaks_off_is_kept(folders: DiskRunFolders, own_dir: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise InputUnreadable("damaged")
+
+    with pytest.raises(InputUnreadable):
+        folders.store_input(RUN, broken())
+    assert not folders.has_input(RUN)
+    assert [path for path in own_dir.rglob("*") if path.is_file()] == []
 
 
 def test_the_input_is_not_kept_again_when_the_container_has_it(folders: DiskRunFolders) -> None:

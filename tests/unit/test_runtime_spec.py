@@ -231,3 +231,31 @@ def test_names_for_our_side_of_the_network_cannot_be_given_another_meaning():
         "other:192.0.2.2",
         f"proxyserver:{NETWORK.gateway}",
     ]
+
+
+def test_gpus_are_asked_for_only_when_the_owner_gives_them():
+    assert "DeviceRequests" not in config()["HostConfig"]
+    (request,) = config(gpus=True)["HostConfig"]["DeviceRequests"]
+    assert (request["Count"], request["Capabilities"]) == (-1, [["gpu"]])
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "same"),
+    [
+        (True, [{"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}], True),
+        (False, [], True),
+        (True, None, False),
+        (True, [{"Count": 1, "Capabilities": [["gpu"]]}], False),
+        (False, [{"Count": -1, "Capabilities": [["gpu"]]}], False),
+    ],
+)
+def test_an_engine_that_hands_in_other_gpus_than_asked_is_noticed(asked, made, same):
+    wanted = config(gpus=asked)
+    found = engine_says(wanted)
+    found["HostConfig"]["DeviceRequests"] = made
+    assert (differences(wanted, found) == []) is same
+
+
+def test_hosts_of_the_owner_have_names_but_never_the_proxys():
+    hosts = config(hosts={"db": "192.0.2.7", "proxyserver": "192.0.2.8"})["HostConfig"]["ExtraHosts"]
+    assert set(hosts) == {"db:192.0.2.7", f"proxyserver:{NETWORK.gateway}"}

@@ -347,7 +347,8 @@ def test_what_the_server_does_not_show_is_not_there(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [[], {"name": ["beta"], "url": 7}, {"name": "x" * 2000, "url": "x" * 5000}, TASK | {"job_id": "7"}]
+    "content",
+    [[], {"name": ["beta"], "url": 7}, {"name": "x" * 2000, "url": "x" * 5000}, TASK | {"job_id": "7"}],
 )
 def test_an_answer_that_makes_no_sense_is_none(content: object) -> None:
     for ask in (

@@ -204,8 +204,17 @@ def test_a_store_without_a_usable_answer_is_asked_again_and_then_refused(
     assert bench.store.closed == 4
 
 
+@pytest.mark.parametrize("stumbles", [AWAY, refused(500, "An unexpected error"), refused(502, "bad gateway")])
+def test_a_store_that_stumbles_over_its_registry_is_looked_through(
+    stumbles: Reply | NodeAgentError,
+) -> None:
+    assert Bench(stumbles, listed(algorithm())).ask() == YES
+    given = Bench(stumbles, listed(algorithm(digest=OTHER))).ask()
+    assert not given.given
+
+
 def test_patience_begins_anew_after_an_answer_and_for_another_run_much_later() -> None:
-    bench = Bench(AWAY, listed(algorithm()), AWAY)
+    bench = Bench(AWAY, AWAY, listed(algorithm()), AWAY)
     with pytest.raises(StoreUnreachable):
         bench.ask()
     assert bench.ask() == YES

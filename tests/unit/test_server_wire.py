@@ -28,6 +28,9 @@ ME = NodeIdentity(
 )
 
 
+BLOB = "6f1c9a52-6a0e-4d39-a4f7-6c2f2b1f0d11"
+
+
 def element(**changes: Any) -> dict[str, Any]:
     task = {
         "id": 7,
@@ -77,6 +80,23 @@ def test_an_empty_input_is_no_fault() -> None:
     assert b"".join(parsed(element(input="")).input) == b""
 
 
+def test_an_input_in_the_blob_store_is_known_by_its_name() -> None:
+    run = parsed(element(blob_storage_used=True, input=BLOB))
+    assert (run.input_blob, list(run.input), run.fault) == (BLOB, [], "")
+
+
+@pytest.mark.parametrize("said", [{}, {"blob_storage_used": None}, {"blob_storage_used": False}])
+def test_a_server_that_does_not_speak_of_blobs_has_none(said: dict[str, Any]) -> None:
+    run = parsed(element(**said))
+    assert (run.input_blob, b"".join(run.input)) == (None, b"{}")
+
+
+@pytest.mark.parametrize("uuid", [None, 7, "", "no uuid", BLOB.upper(), f"{BLOB}\n", f"../{BLOB}"])
+def test_a_stored_result_must_have_a_proper_name(uuid: object) -> None:
+    with pytest.raises(ServerUnreachable, match="not understood"):
+        wire.parse_blob(reply({"uuid": uuid}))
+
+
 @pytest.mark.parametrize("absent", ["databases", "parent", "study", "init_org"])
 def test_what_is_not_needed_may_be_missing_or_null(absent: str) -> None:
     task = element()["task"]
@@ -113,7 +133,10 @@ def test_what_is_not_needed_may_be_missing_or_null(absent: str) -> None:
         (with_task(databases=[{"label": "d", "parameters": "[]"}]), "database `d`"),
         (with_task(databases=[{"label": "d", "parameters": '{"query": 1}'}]), "`query`"),
         (with_task(databases=[{"label": "d", "parameters": '{"preprocessing": [1]}'}]), "`preprocessing.0`"),
-        (element(blob_storage_used=True), wire.BLOB_STORAGE),
+        (element(blob_storage_used=True), wire.NO_BLOB),
+        (element(blob_storage_used=True, input=f"{BLOB}/../../organization"), wire.NO_BLOB),
+        (element(blob_storage_used=True, input=BLOB.upper()), wire.NO_BLOB),
+        (element(blob_storage_used=True, input=f"{BLOB}\n"), wire.NO_BLOB),
     ],
 )
 def test_a_wrong_run_with_an_id_has_one_clear_fault(content: object, named: str) -> None:

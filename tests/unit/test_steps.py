@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from node_agent import steps
 from node_agent.admission import Admission
+from node_agent.domain import contract
 from node_agent.domain.container import (
     ContainerLimits,
     Phase,
@@ -22,6 +23,7 @@ from node_agent.domain.database import Database, DatabaseType
 from node_agent.domain.lifecycle import Advance, StepResult, Wait
 from node_agent.domain.policy import Policy, Restriction
 from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.service import entrances
 from node_agent.domain.task import DatabaseRequest, OrganizationId
 from node_agent.errors import (
     BlobUnreadable,
@@ -70,9 +72,7 @@ SETTINGS = steps.StepSettings(
 )
 
 
-POLICY = Policy(
-    algorithms=("registry.example.org/approved/*", f"registry.example.org/exact/image@{DIGEST}")
-)
+POLICY = Policy(algorithms=("registry.example.org/approved/*", f"registry.example.org/exact/image@{DIGEST}"))
 
 
 class Bench:
@@ -276,6 +276,21 @@ def test_a_container_is_made_from_the_pinned_image_with_all_limits(bench: Bench)
     assert (spec.user, spec.groups, spec.limits) == ((1234, 1234), (1000,), SETTINGS.limits)
     assert (spec.writable_root, spec.capabilities, spec.command) == (False, (), None)
     assert [mount.target for mount in spec.mounts if mount.read_only] == ["/mnt/default.csv"]
+
+
+def test_what_the_owner_opened_is_told_to_the_runs_that_asked_for_it(bench: Bench) -> None:
+    warehouse = Database(label="warehouse", type=DatabaseType.SQL, uri="postgresql://u:p@db.example.org/x")
+    bench.ports = replace(bench.ports, databases=ConfiguredDatabases(PATIENTS, warehouse))
+    bench.settle(egress_port=7482, entrances=entrances([warehouse], taken=()))
+    for number, label in ((1, "warehouse"), (2, "default")):
+        task = make_task(number, databases=(DatabaseRequest(label=label),))
+        bench.go("create", make_run(number, state=State.PULLED, image_id="image-1", task=task))
+    asked, other = (bench.engine.box_of(RunId(number)).spec for number in (1, 2))
+    assert asked.gateway_names == ("db.example.org",)
+    told = asked.environment["WAREHOUSE_DATABASE_URI"]
+    assert told == contract.encode("postgresql://u:p@db.example.org:7490/x")
+    assert asked.environment["no_proxy"].endswith("proxyserver,db.example.org")
+    assert (other.gateway_names, other.environment["no_proxy"][-11:]) == ((), "proxyserver")
 
 
 def test_only_the_hash_of_the_token_is_remembered(bench: Bench) -> None:

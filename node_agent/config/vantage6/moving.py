@@ -192,9 +192,11 @@ def _verdict(draft: Draft, loc: Loc) -> tuple[Weight, str] | None:
 
 
 def _row_of(loc: Loc) -> Row | None:
-    """Find the row for a place; version 3 had the label of a database where its index is now."""
+    """Find the row for a place; version 3 had labels where indexes are now, and tunnels one level deeper."""
     if loc[0] == "databases" and len(loc) > 1:
         loc = (loc[0], 0, *(loc[2:] or ("uri",)))
+    if loc[0] == "ssh-tunnels" and loc[2:4] == ("ssh", "tunnel"):
+        loc = (*loc[:2], *loc[3:])
     keys = (key_text(loc[:size]) for size in range(len(loc), 0, -1))
     return next((_FATES[key] for key in keys if key in _FATES), None)
 

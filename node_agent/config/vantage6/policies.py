@@ -96,7 +96,7 @@ def carry_people(draft: Draft) -> None:
         draft.say(
             Weight.CHANGED,
             ("policies", "allowed_users"),
-            "or allowed_organizations: one of the two was enough there; here both must allow",
+            "and allowed_organizations stood beside each other, and one of them was enough; here both must allow",
             here=("policy", "users"),
         )
 
