@@ -249,9 +249,7 @@ class Application:
             databases=self._catalog,
             admission=self._admission(),
             clock=self._clock,
-            settings=_step_settings(
-                self._settings, log_mask=self._log_mask, node_id=self._identity.node_id
-            ),
+            settings=_step_settings(self._settings, log_mask=self._log_mask, node_id=self._identity.node_id),
             wanted=self._runs.is_wanted,
             progress=_throttled_progress(self._post, self._clock),
         )

@@ -156,6 +156,7 @@ def check(settings: Settings, skipped: Sequence[str]) -> Iterator[CheckResult]:
     yield from _check_gates(settings)
     yield from _check_key(settings)
     if "server" not in skipped:
+        yield from _check_registries(settings)
         yield from _check_server(settings)
 
 
@@ -212,18 +213,23 @@ def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
         yield checks.skipped("isolation", "the engine does not answer")
         return
     yield from checks.judge_engine(facts, settings.limits)
-    yield from _check_images(settings, facts)
+    yield from _check_gpus(settings, facts)
     if pid is not None:
         yield checks.skipped("isolation", "the running agent has proven it at its start")
         return
     yield from _check_isolation(settings)
 
 
-def _check_images(settings: Settings, facts: Mapping[str, Any]) -> Iterator[CheckResult]:
+def _check_gpus(settings: Settings, facts: Mapping[str, Any]) -> Iterator[CheckResult]:
+    from node_agent import imagechecks
+
+    yield from imagechecks.judge_gpus(facts, settings.extras.gpu)
+
+
+def _check_registries(settings: Settings) -> Iterator[CheckResult]:
     from node_agent import imagechecks
     from node_agent.runtime.connection import EngineConnection
 
-    yield from imagechecks.judge_gpus(facts, settings.extras.gpu)
     connection = EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS)
     yield from imagechecks.check_logins(settings, connection)
 

@@ -3,7 +3,9 @@
 Gathers and judges in one place, since each question is small. Must not change anything.
 """
 
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from node_agent.checks import CheckResult, Verdict, failed
@@ -25,8 +27,19 @@ def check_logins(settings: Settings, connection: EngineConnection) -> Iterator[C
     except RegistryUnreachable as error:
         yield failed("registries", error)
         return
+    yield from _check_file(settings.images.docker_config)
     for host in hosts[:MOST_LOGINS]:
         yield _check_login(host, accounts, connection)
+
+
+def _check_file(path: Path | None) -> Iterator[CheckResult]:
+    if path is not None and path.stat().st_mode & stat.S_IRWXO:
+        yield CheckResult(
+            name="registries",
+            verdict=Verdict.WARNING,
+            found=f"{path} is open to every user of this machine, and passwords may stand in it",
+            todo=f"Run: chmod o= {path}",
+        )
 
 
 def _check_login(host: str, accounts: RegistryAccounts, connection: EngineConnection) -> CheckResult:

@@ -6,6 +6,7 @@ Must not know how a blob travels or what an input means.
 from node_agent.domain.ports import Clock, RunFolders, Server
 from node_agent.domain.run import Run
 from node_agent.errors import BlobUnreadable, InputUnreadable
+from node_agent.runlog import log_of
 
 PATIENCE_SECONDS = 30.0
 """How long an input is asked for again that the server cannot find; a server that does not answer is asked for ever."""
@@ -25,3 +26,4 @@ def ensure_input(run: Run, *, server: Server, folders: RunFolders, clock: Clock)
             f"The input of this run cannot be had: {error} This node asked for it again for a while.",
             hint="Send the task again; if that does not help, ask whoever runs the server to look at its blob store.",
         ) from error
+    log_of(run).info("input_fetched")

@@ -398,7 +398,9 @@ def report(run: Run, ports: Ports) -> StepResult:
         init_org_id=run.task.init_org_id,
     )
     if run.input_blob is not None and run.result_blob is None and final.result is not None:
-        return Wait({"result_blob": ports.server.store_result(run.id, final)}, seconds=0)
+        blob = ports.server.store_result(run.id, final)
+        log_of(run).info("result_stored", blob=blob)
+        return Wait({"result_blob": blob}, seconds=0)
     ports.server.report(run.id, final)
     return Advance(State.REPORTED, {"announced": status_of(run)})
 

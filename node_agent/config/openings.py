@@ -59,7 +59,12 @@ def _account(text: str) -> str:
 
 def _target(text: str) -> str:
     host, colon, port = text.rpartition(":")
-    if not colon or not _HOST.match(host) or not re.match(r"[0-9]{1,5}\Z", port) or not 1 <= int(port) <= _LAST_PORT:
+    if (
+        not colon
+        or not _HOST.match(host)
+        or not re.match(r"[0-9]{1,5}\Z", port)
+        or not 1 <= int(port) <= _LAST_PORT
+    ):
         raise ValueError("is not host:port; write for example db.internal:5432, as the far machine sees it")
     return text
 

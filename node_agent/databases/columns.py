@@ -18,9 +18,7 @@ MEMORY = 1 << 30
 CPU_SECONDS = 30
 MAX_COLUMNS = 10_000
 MAX_NAME = 256
-_TABLES = (
-    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%' ESCAPE '@' LIMIT 2"
-)
+_TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%' ESCAPE '@' LIMIT 2"
 
 
 def _csv(path: str) -> list[object]:

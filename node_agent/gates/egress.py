@@ -4,13 +4,17 @@ Owns the configuration and the process. Everything is refused unless a rule allo
 rule allows it, so that questions for names carry nothing out. Must not know who the algorithms are.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import pwd
+import re
 import shutil
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
@@ -30,6 +34,8 @@ CONNECTIONS_PER_RUN = 64
 _USUAL_PLACES = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
 _ACCOUNTS = ("proxy", "squid", "nobody")
 _LISTENING = "Accepting HTTP Socket connections"
+_FATAL = re.compile(r"FATAL|Cannot bind|Bungled")
+_MOMENT = 0.05
 _MARK = "algorithm"
 _WORDS = 6
 _REFUSED = 403
@@ -181,7 +187,8 @@ class Egress:
         self._plan = plan
         self._folder = folder
         self._inside = inside
-        self._listening = threading.Event()
+        self._decided = threading.Event()
+        self._refusal = ""
         self._quiet = {True: Quiet(), False: Quiet()}
         self._child: Child | None = None
 
@@ -208,15 +215,26 @@ class Egress:
             heard=self._heard,
         )
         self._child.start()
-        if not self._listening.wait(START_SECONDS):
-            said = self._child.last_words
+        if not self._answers():
             self.stop()
             raise ConfigError(
                 f"The proxy for egress does not listen on {self._plan.address} port {self._plan.port}: "
-                f"{said or 'squid says nothing'}.",
+                f"{self._refusal or 'squid says nothing'}.",
                 hint="Is the port free? Another one can be set with egress.port.",
             )
         log.info("egress_listening", address=self._plan.address, port=self._plan.port)
+
+    def _answers(self) -> bool:
+        """Wait until the proxy can be reached or has said why it cannot."""
+        deadline = time.monotonic() + START_SECONDS
+        self._decided.wait(START_SECONDS)
+        # It says that it listens a moment before it does.
+        while not self._refusal and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection((self._plan.address, self._plan.port), timeout=1).close()
+                return True
+            time.sleep(_MOMENT)
+        return False
 
     def stop(self) -> None:
         """End the proxy; not started is fine."""
@@ -237,10 +255,13 @@ class Egress:
 
     def _heard(self, line: str) -> None:
         words = line.split()
-        if words[:1] == [_MARK] and len(words) == _WORDS:
+        if words[:1] == [_MARK] and len(words) == _WORDS and words[4] != "-":
             self._log_call(*words[1:])
         elif _LISTENING in line:
-            self._listening.set()
+            self._decided.set()
+        elif _FATAL.search(line):
+            self._refusal = self._refusal or line
+            self._decided.set()
 
     def _log_call(self, client: str, status: str, method: str, host: str, port: str) -> None:
         refused = status == str(_REFUSED)

@@ -4,10 +4,10 @@ A program of its own: `leash.py AGENT UID GID PROGRAM ARGUMENT…`. It ends with
 that ends. Standard library only, and nothing of ours: it is started without site packages.
 """
 
-import contextlib
 import os
 import signal
 import sys
+from typing import Any
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -23,23 +23,28 @@ def give_up_root(uid: int, gid: int) -> None:
     os.setuid(uid)
 
 
-def tie_to_parent() -> None:
-    """Have the kernel end this process with its parent; to be done after a change of user, which would undo it."""
-    # Where that is not to be had, the agent finds what it left over at its next start.
-    with contextlib.suppress(ImportError, OSError, MemoryError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
 def main(arguments: list[str]) -> None:
     """Set everything up and become the program."""
     agent, uid, gid, *command = arguments
+    # While this is still root: another user may not be able to read the library.
+    kernel = library()
     give_up_root(int(uid), int(gid))
-    tie_to_parent()
+    if kernel is not None:
+        # Only now, for a change of user undoes it.
+        kernel.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != int(agent):
         sys.exit("the agent has ended")
     os.execv(command[0], command)  # noqa: S606 - that is what it is for
+
+
+def library() -> Any:
+    """Load the C library; None where that is not to be had, and the agent finds what it left over at its next start."""
+    try:
+        import ctypes
+
+        return ctypes.CDLL(None)
+    except (ImportError, OSError, MemoryError):
+        return None
 
 
 if __name__ == "__main__":

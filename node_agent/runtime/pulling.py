@@ -67,7 +67,9 @@ def refusal(reference: str, text: str, *, account: str = "") -> NodeAgentError:
         )
     # Denied first: some registries put a link with "not found" or a port in the same sentence.
     if _any(words, _DENIED):
-        return ImageMissing(f"The registry does not hand out the image {reference}: {said}.", hint=_advice(account))
+        return ImageMissing(
+            f"The registry does not hand out the image {reference}: {said}.", hint=_advice(account)
+        )
     if _any(words, _REGISTRY_AWAY):
         return RegistryUnreachable(f"The registry of {reference} does not answer: {said}.")
     if _any(words, _MISSING):

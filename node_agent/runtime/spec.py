@@ -17,7 +17,13 @@ LABEL_PROBE = "node-agent.probe"
 PROXY_HOST = "proxyserver"
 LOG_OPTIONS = {"max-size": "100m", "max-file": "2"}
 SHM_SIZE = 64 * 1024 * 1024
-ALL_GPUS: Mapping[str, Any] = {"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": None}
+ALL_GPUS: Mapping[str, Any] = {
+    "Driver": "",
+    "Count": -1,
+    "DeviceIDs": None,
+    "Capabilities": [["gpu"]],
+    "Options": None,
+}
 
 Asked = Mapping[str, Any]
 
@@ -205,7 +211,8 @@ def _ulimits(value: Any) -> frozenset[tuple[Any, ...]]:
 def _device_requests(value: Any) -> frozenset[str]:
     # An engine fills what was left open with empty values.
     return frozenset(
-        ", ".join(f"{key}={request[key]}" for key in sorted(request) if request[key]) for request in value or ()
+        ", ".join(f"{key}={request[key]}" for key in sorted(request) if request[key])
+        for request in value or ()
     )
 
 

@@ -12,6 +12,7 @@ import requests
 from node_agent.domain.messages import KillRequested, ServerOffline, TaskHinted
 from node_agent.domain.ports import ProxiedRequest, StatusChange
 from node_agent.domain.run import Run, RunId, Status
+from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
 from node_agent.errors import AccessDenied, RunClosed, RunFailed
@@ -411,6 +412,7 @@ def test_what_the_node_tells_is_no_trouble_for_the_connection(stage: Stage, agen
             {"database_labels": ["default"], "database_types": {"db_type_default": "csv"}}
         )
         connected.listener.tell_status(StatusChange(run=run, status=Status.ACTIVE))
+        connected.listener.tell_log(run, LogPiece(run.id, "half way\n"))
         connected.listener.ping()
         next_task, _ = create(stage)
         connected.mailbox.wait_for(TaskHinted(next_task))

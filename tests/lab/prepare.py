@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab.agent_image import agent_image
+from tests.lab.blob_store import BlobStoreError, azurite, node
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, average_image, tiny_image
 from tests.lab.places import say
@@ -49,12 +50,17 @@ def _service_images() -> None:
         agent_image(client)
 
 
+def _blob_store() -> None:
+    node()
+    azurite()
+
+
 def _venvs() -> None:
     server_venv()
     client_venv()
 
 
-PURPOSES: Mapping[str, Sequence[Job]] = {"": (_images, _venvs, _service_images), "demo": (_demo_images,)}
+PURPOSES: Mapping[str, Sequence[Job]] = {"": (_images, _venvs, _service_images, _blob_store), "demo": (_demo_images,)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (EngineError, ImageError, VenvError) as error:
+    except (BlobStoreError, EngineError, ImageError, VenvError) as error:
         sys.exit(f"lab: {error}")
     except KeyboardInterrupt:
         say("interrupted; the next run goes on from here")

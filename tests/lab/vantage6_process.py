@@ -9,6 +9,7 @@ it runs.
 # Checked with the project's tools, which do not see that environment.
 # mypy: disable-error-code="import-not-found"
 
+import contextlib
 import enum
 import json
 import os
@@ -52,11 +53,11 @@ def make_blob_container(config: dict[str, Any]) -> None:
     from azure.core.exceptions import ResourceExistsError
     from azure.storage.blob import BlobServiceClient
 
-    with BlobServiceClient.from_connection_string(config["connection_string"]) as store:
-        try:
-            store.create_container(config["container_name"])
-        except ResourceExistsError:
-            pass
+    with (
+        BlobServiceClient.from_connection_string(config["connection_string"]) as store,
+        contextlib.suppress(ResourceExistsError),
+    ):
+        store.create_container(config["container_name"])
 
 
 def prepare(folder: Path) -> Any:

@@ -46,6 +46,7 @@ def test_the_values_of_the_example_are_the_defaults() -> None:
         "services",
         "relaxations",
         "share",
+        "extras",
         "docker_host",
         "logging",
         "name",

@@ -1,19 +1,20 @@
 """The journal: nothing is recorded twice, nothing from the wrong state, nothing half."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from node_agent.domain.lifecycle import EDGES
-from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
 from node_agent.errors import ConfigError, DiskFull, IllegalTransition
 from node_agent.store.journal import FILE_NAME, SqliteJournal, read_history
 from node_agent.store.schema import MIGRATIONS
-from tests.doubles.core import make_run, make_task
+from tests.doubles.core import IMAGE, make_run, make_task
 
 FULL_RUN = Run(
     id=RunId(12),

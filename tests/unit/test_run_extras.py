@@ -1,16 +1,20 @@
 """What the owner gives algorithms beyond the contract: GPUs, the description of a run."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from node_agent.config import ImageSettings, ServerSettings, Settings
 from node_agent.domain.database import Database, DatabaseType
 from node_agent.domain.gpu import gets_gpus
 from node_agent.domain.runcontext import run_context
+from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest
 from node_agent.errors import StartFailed
-from node_agent.imagechecks import judge_gpus
+from node_agent.imagechecks import check_logins, judge_gpus
+from node_agent.runtime.connection import EngineConnection
 from tests.doubles.core import DIGEST, make_run, make_task
 
 TABLE = Database(label="default", type=DatabaseType.CSV, uri="/srv/patients.csv")
@@ -90,3 +94,28 @@ def test_a_run_that_asks_for_more_than_files_cannot_be_described(label: str) -> 
 def test_an_input_that_is_no_json_cannot_be_described(content: bytes) -> None:
     with pytest.raises(StartFailed, match="not JSON"):
         described(content)
+
+
+# --- what check says of logins --------------------------------------------------------------------------------
+
+
+def test_check_says_what_is_wrong_with_dockers_configuration_before_any_registry_is_asked(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.json"
+    settings = Settings(
+        name="alpha",
+        server=ServerSettings(url="https://server.example.org/api", api_key=Secret("key")),
+        state_dir=tmp_path,
+        images=ImageSettings(docker_config=file),
+    )
+    connection = EngineConnection(f"unix://{tmp_path}/no.sock")
+    file.write_text("{nonsense")
+    (result,) = check_logins(settings, connection)
+    assert (str(result.verdict), "cannot be read" in result.found) == ("fail", True)
+    file.write_text("{}")
+    file.chmod(0o644)
+    (result,) = check_logins(settings, connection)
+    assert (str(result.verdict), result.todo) == ("warning", f"Run: chmod o= {file}")
+    file.chmod(0o600)
+    assert list(check_logins(settings, connection)) == []
