@@ -33,9 +33,11 @@ COPY node_agent /build/node_agent
 RUN ./pip install --quiet --no-deps --prefix /opt/program .
 
 FROM ${BASE}
-RUN { command -v nft && command -v squid && command -v ssh; } >/dev/null || { \
-      apt-get update -qq && apt-get install -y -qq --no-install-recommends nftables squid openssh-client && \
-      rm -rf /var/lib/apt/lists/*; }
+# Debian packages for what an owner may open: egress.allow and tunnels. Empty leaves them out.
+ARG EXTRAS="squid openssh-client"
+RUN set -eu; missing="${EXTRAS}"; command -v nft >/dev/null || missing="${missing} nftables"; \
+    [ -z "${missing}" ] || { \
+      apt-get update -qq && apt-get install -y -qq --no-install-recommends ${missing} && rm -rf /var/lib/apt/lists/*; }
 # Not a number that distributions give out: on the host it must not be anybody.
 ARG UID=64197
 RUN groupadd --gid ${UID} node-agent && \

@@ -177,7 +177,9 @@ class Application:
         exchange = Exchange(ServerAddress.of(settings.server.url, ca_bundle=settings.server.ca_bundle))
         self._tokens = Tokens(exchange, settings.server.api_key)
         self._address = exchange.address
-        self._server = HttpServer(exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers"))
+        self._server = HttpServer(
+            exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers")
+        )
         stack.callback(self._server.close)
         self._proxy_spool = Spool(
             settings.state_dir / "proxy", total=BODIES_ON_DISK * _largest_body(settings)

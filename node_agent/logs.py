@@ -67,7 +67,7 @@ EVENTS: Mapping[str, str] = {
     "isolation_proven": "A container like a run's could reach nothing it must not reach.",
     "library_message": "A library below the agent said something; `logger` names it.",
     "listing_bug": "Asking the server for open runs failed because of a mistake of ours; it is asked again.",
-    "live_log_interrupted": "The log of a running run cannot be followed now; it is tried again, and the final log is whole.",
+    "live_log_interrupted": "The log of a run cannot be followed now; it is tried again, and the final log is whole.",
     "proxy_failed": "A call of an algorithm failed because of a mistake of ours; the algorithm got 500.",
     "proxy_left_sealed": "A result that an algorithm asked for cannot be opened with this key; it was passed as it is.",
     "proxy_listening": "The proxy can be reached by algorithms.",

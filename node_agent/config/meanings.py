@@ -53,6 +53,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         ),
         "policy.restrict[].methods": "Methods these images may be called with, patterns allowed. `[]`: none.",
         "policy.restrict[].databases": "Labels these images may ask for, patterns allowed. `[]`: none.",
+        "policy.gpu": (
+            "Images that get all GPUs of this machine: patterns as in `policy.algorithms`. Nothing "
+            "listed: no run gets one."
+        ),
         "encryption.private_key": (
             "PEM file with the organization's RSA private key, needed in an encrypted collaboration and "
             "refused in any other. Not readable by others; a relative name is a systemd credential."
@@ -62,6 +66,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "images.registries[].username": "User name there.",
         "images.registries[].password": "Password there.",
         "images.registries[].password_file": "File with the password.",
+        "images.docker_config": (
+            "Docker's own `config.json`, for registries that are not listed above: its logins, identity "
+            "tokens and credential helpers."
+        ),
         "limits.concurrent_runs": (
             "Runs at the same time, of the whole agent. A run that waits for its subtasks does not count."
         ),
@@ -103,12 +111,35 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "hardening.relax[].writable_root": "They may write anywhere in their own file system.",
         "hardening.relax[].capabilities": "Linux capabilities they keep.",
         "container_user": '`"uid:gid"` algorithms run as, in quotes; never root.',
+        "algorithm_env": (
+            "Further variables for every algorithm, name and text. Names the node or the image sets "
+            "itself are refused."
+        ),
+        "algorithm_hosts": (
+            "Host names every algorithm finds, and their addresses. A name alone opens no way."
+        ),
+        "run_context_file": (
+            "Every run gets a description of itself, `run_context.json`. Runs that ask for a database "
+            "that is no file then end with `start failed`."
+        ),
         "share.node_facts": (
             "The server may know labels, types and column names of the databases, and the allowed algorithms."
+        ),
+        "share.columns": (
+            "With node_facts: the server may know the column names of csv, excel and parquet files, and "
+            "of SQLite files with one table."
         ),
         "share.policy": (
             "With node_facts: the server may know the lists of algorithms, stores, organizations and ids "
             "of users, and then refuses tasks of others itself."
+        ),
+        "share.algorithm_logs": (
+            "What researchers get of an algorithm's log: `full`, on `errors` only (when the run failed), "
+            "or `off`."
+        ),
+        "share.live_logs": (
+            "With `full`: lines are sent while the run goes on, at most `limits.log_size` of each run. "
+            "Everybody in the collaboration may see them."
         ),
         "docker_host": "Address of the engine: `unix:///…` or `tcp://…`.",
         "logging.level": "`debug`, `info`, `warning`, `error`.",

@@ -303,7 +303,6 @@ class HttpServer:
             return Literal(final.stored_as.encode())
         return self._codec.encode_result(final.result, reader=final.init_org_id)
 
-
     def _arrived_before(self, run_id: RunId, final: FinalReport) -> bool:
         """Tell whether an earlier try of this very report was taken although its answer got lost."""
         reply = self._ask_about(run_id)

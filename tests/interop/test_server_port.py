@@ -22,7 +22,6 @@ from tests.contract.server_stage import (
     b64,
     create,
     final,
-    only,
     poll,
     started,
 )

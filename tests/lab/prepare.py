@@ -60,7 +60,10 @@ def _venvs() -> None:
     client_venv()
 
 
-PURPOSES: Mapping[str, Sequence[Job]] = {"": (_images, _venvs, _service_images, _blob_store), "demo": (_demo_images,)}
+PURPOSES: Mapping[str, Sequence[Job]] = {
+    "": (_images, _venvs, _service_images, _blob_store),
+    "demo": (_demo_images,),
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,8 +4,11 @@ Owns the server's configuration, its entities and its process, which can be stop
 database. Must not know agents or tasks.
 """
 
+import contextlib
 import json
+import os
 import secrets
+import signal
 import subprocess
 import tempfile
 import time
@@ -118,6 +121,10 @@ class RealServer:
         process, self._process = self._process, None
         if process is None:
             return
+        if self._blob_store is not None:
+            # uWSGI is several processes, and they would wait for each other and for open sockets
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.terminate()
         try:
             process.wait(STOP_SECONDS)

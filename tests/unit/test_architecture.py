@@ -34,7 +34,21 @@ PAYLOAD_USERS = {"server", "proxy"}
 ADAPTERS = {"server", "runtime", "databases", "store", "proxy", "gates"}
 EDGE = {"config", "logs", "service"}
 """What belongs to this process and this machine rather than to runs."""
-TOP = {"app", "cli", "checks", "commands", "config_commands", "explaining", "encryption", "following", "imagechecks", "openings", "screen", "site", "__main__"}
+TOP = {
+    "app",
+    "cli",
+    "checks",
+    "commands",
+    "config_commands",
+    "explaining",
+    "encryption",
+    "following",
+    "imagechecks",
+    "openings",
+    "screen",
+    "site",
+    "__main__",
+}
 LATER = {"sandbox", "compute", "guard", "status"}
 """Rooms of their own; they may use what stands above the adapters."""
 

@@ -16,7 +16,9 @@ SQLITE = Database(label="local", type=DatabaseType.SQLITE, uri="/srv/a.db")
 
 def facts(**change):
     return node_facts(
-        [CSV, SQLITE], {"default": ["age", "sex"]}, **{"policy": {"allowed_algorithms": ["reg/*"]}, "encrypted": False, **change}
+        [CSV, SQLITE],
+        {"default": ["age", "sex"]},
+        **{"policy": {"allowed_algorithms": ["reg/*"]}, "encrypted": False, **change},
     )
 
 
@@ -67,7 +69,10 @@ def test_the_columns_of_the_one_table_of_an_sqlite_file_are_told(tmp_path):
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE patients (age INTEGER, sex TEXT)")
         database.execute("CREATE INDEX by_age ON patients (age)")
-    assert answer({"label": "a", "type": "sqlite", "path": str(path)}) == {"label": "a", "columns": ["age", "sex"]}
+    assert answer({"label": "a", "type": "sqlite", "path": str(path)}) == {
+        "label": "a",
+        "columns": ["age", "sex"],
+    }
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -76,4 +81,7 @@ def test_of_several_tables_nobody_knows_which_is_meant(tmp_path):
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE one (a)")
         database.execute("CREATE TABLE two (b)")
-    assert answer({"label": "a", "type": "sqlite", "path": str(path)}) == {"label": "a", "error": "NotOneTable"}
+    assert answer({"label": "a", "type": "sqlite", "path": str(path)}) == {
+        "label": "a",
+        "error": "NotOneTable",
+    }

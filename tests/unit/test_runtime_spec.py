@@ -242,7 +242,11 @@ def test_gpus_are_asked_for_only_when_the_owner_gives_them():
 @pytest.mark.parametrize(
     ("asked", "made", "same"),
     [
-        (True, [{"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}], True),
+        (
+            True,
+            [{"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}],
+            True,
+        ),
         (False, [], True),
         (True, None, False),
         (True, [{"Count": 1, "Capabilities": [["gpu"]]}], False),
