@@ -9,9 +9,12 @@ WITH_ENGINE := $(ROOT) $(PYTHON) -m tests.lab.engine run --
 # (make test SEED=7) looks for tests that lean on each other.
 SEED ?= 1
 PYTEST := $(PYTHON) -m pytest --randomly-seed=$(SEED)
+# Most tests wait for containers and servers, so two files at a time take little more than half as long.
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit integration interop bench same-results engine engine-stop install uninstall setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit integration interop bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +27,7 @@ demo-vantage6: prepare ## the same with the real vantage6 server and client
 	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.demo vantage6
 
 test: prepare ## every test, against real parts; nothing is skipped
-	@CI=true $(WITH_ENGINE) $(PYTEST)
+	@CI=true $(WITH_ENGINE) $(PYTEST) $(IN_PARALLEL)
 
 check: venv ## lint, format, types, and the arrows between modules
 	@.venv/bin/ruff check .
@@ -37,7 +40,7 @@ fmt: venv ## put the code into its usual form
 	@.venv/bin/ruff format .
 
 unit: venv ## tests without sockets and without an engine
-	@$(PYTEST) tests/unit
+	@$(PYTEST) $(IN_PARALLEL) tests/unit
 
 integration: setup ## tests against a real Docker engine
 	@CI=true $(WITH_ENGINE) $(PYTEST) tests/integration
@@ -63,10 +66,13 @@ install: ## the agent as a systemd service on this machine (root)
 uninstall: ## take the service away; configuration and state stay
 	@$(ROOT) systemd/install.sh uninstall
 
+deb: venv ## the agent as a Debian package for this distribution, in dist (VERSION=...)
+	@packaging/debian/build.sh
+
 clean: ## remove what was made here: images, environments, caches
 	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab.images remove || true
 	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab.engine stop || true
-	@$(ROOT) rm -rf .lab .venv .mypy_cache .ruff_cache .pytest_cache ./*.egg-info
+	@$(ROOT) rm -rf .lab .venv .mypy_cache .ruff_cache .pytest_cache ./*.egg-info build dist
 	@find . -name __pycache__ -type d -prune -exec $(ROOT) rm -rf {} +
 
 setup:

@@ -131,7 +131,11 @@ def test_the_right_key_is_left_alone() -> None:
     assert server.asked == ["GET /organization/2"]
 
 
-@pytest.mark.parametrize(("text", "shown"), [(OTHER.wire, OTHER.fingerprint), ("AAAA", "unreadable")])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(OTHER.wire, OTHER.fingerprint), ("AAAA", "unreadable")],
+    ids=["another key", "no key"],
+)
 def test_a_different_key_stops_the_start_and_both_are_shown(text: str, shown: str) -> None:
     server = Server(o2=text)
     with pytest.raises(ConfigError, match="another public key") as caught:
