@@ -19,6 +19,9 @@ _COLUMNS: Mapping[str, str] = {
     "run_id": "run",
     "task_id": "task",
     "image": "image",
+    "databases": "databases",
+    "user_id": "user",
+    "organization_id": "org",
     "status": "status",
     "status_code": "code",
     "received_at": "received",
@@ -75,8 +78,14 @@ def run_rows(history: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _cell(key: str, value: Any) -> str:
-    text = moment(value) if key in _TIMES else plain("" if value is None else value)
+    text = moment(value) if key in _TIMES else plain(_in_words(value))
     return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
@@ -109,7 +118,7 @@ def _draw_rich(rows: Sequence[Sequence[str]]) -> None:
 
 def _least_width(column: Sequence[str]) -> int | None:
     # on a narrow terminal the long texts are folded, not the numbers and times
-    if column[0] in {"image", "reason"}:
+    if column[0] in {"image", "databases", "reason"}:
         return None
     return max(len(word) for cell in column for word in cell.split())
 

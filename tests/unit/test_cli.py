@@ -24,7 +24,8 @@ PRESENCE = Presence(
     waiting=1, working=2, owed=0, oldest_owed_at=None, finished=5, draining=False, written_at=1e9 + 60,
 )  # fmt: skip
 ROW = {
-    "run_id": 2, "task_id": 1, "image": "x/y:1", "status": "active", "status_code": 40, "state": "running",
+    "run_id": 2, "task_id": 1, "image": "x/y:1", "databases": ["default", "omop"], "user_id": 3, "organization_id": 7,
+    "status": "active", "status_code": 40, "state": "running",
     "outcome": None, "reason": "", "received_at": 1e9, "claimed_at": 1e9, "started_at": None, "finished_at": None,
 }  # fmt: skip
 
@@ -203,8 +204,10 @@ def test_offline_leaves_the_server_out() -> None:
 def test_runs_shows_a_row_for_each_run_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("runs", history=giving([ROW, {**ROW, "run_id": 1, "reason": "\x1b[2Jno"}])) == 0
     heading, first, second = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["run", "task", "image", "status", "code", "received", "finished", "reason"]
-    assert first.split() == ["2", "1", "x/y:1", "active", "40", "2001-09-09", "01:46:40Z"]
+    assert " ".join(heading.split()) == (
+        "run task image databases user org status code received finished reason"
+    )
+    assert " ".join(first.split()) == "2 1 x/y:1 default, omop 3 7 active 40 2001-09-09 01:46:40Z"
     assert second.endswith("[2Jno")
     assert "\x1b" not in second
 

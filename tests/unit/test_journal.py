@@ -135,6 +135,13 @@ def test_an_update_from_the_wrong_state_is_refused_and_changes_nothing(
     assert transitions(quick_dir) == []
 
 
+def test_the_history_tells_who_asked_and_for_what(journal: SqliteJournal, quick_dir: Path) -> None:
+    journal.insert(FULL_RUN)
+    (shown,) = read_history(quick_dir, 1)
+    asked = {key: shown[key] for key in ("parent_id", "organization_id", "user_id", "databases")}
+    assert asked == {"parent_id": 3, "organization_id": 9, "user_id": 8, "databases": ["default", "other"]}
+
+
 def test_an_update_of_an_unknown_run_is_refused(journal: SqliteJournal) -> None:
     with pytest.raises(IllegalTransition):
         journal.update(make_run(1), make_run(1, state=State.ADMITTED), at=9.0)
