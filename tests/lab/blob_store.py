@@ -66,14 +66,15 @@ def azurite() -> Path:
 def _install(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
-    npm = node().with_name("npm")
-    # Its dependencies' scripts are not needed, and nobody here has read them.
-    command = [str(npm), "install", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", AZURITE]
-    path = {"PATH": f"{npm.parent}:{os.environ['PATH']}"}
+    program = node()
+    # The package's own bin/npm looks for its parts beside itself, where they are not.
+    npm = program.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    # The scripts of its dependencies are not needed, and nobody here has read them.
+    options = ("--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund")
     done = subprocess.run(
-        command,
+        [str(program), str(npm), "install", *options, AZURITE],
         cwd=folder,
-        env={**environment(), **path},
+        env={**environment(), "PATH": f"{program.parent}:{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
