@@ -25,7 +25,8 @@ from node_agent.runtime.network import prepare_network
 from node_agent.runtime.subnets import host_addresses
 from tests.integration.machine import Machine
 from tests.lab.outside import OTHER_PORT, PORT, Outside, OutsideError, outside
-from tests.lab.registry import free_port, registry
+from tests.lab.registry import registry
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("root")]
 

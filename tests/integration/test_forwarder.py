@@ -15,7 +15,7 @@ from node_agent.domain.service import Entrance, ServicePlace
 from node_agent.errors import ConfigError, EngineUnreachable, Transient
 from node_agent.gates.forwarder import CONNECTIONS_PER_ADDRESS, Forwarder, Patience
 from node_agent.gates.ways import Direct, InContainer, Way
-from tests.lab.registry import free_port
+from tests.ports import free_port
 
 RUN, STRANGER = "127.0.0.5", "127.0.0.6"
 

@@ -20,8 +20,8 @@ from tests.interop.stage import eventually
 from tests.lab.agent_image import AGENT_IMAGE, agent_image, run_service, services, wait_until_healthy
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, script_image
-from tests.lab.registry import free_port
 from tests.lab.wheels import WheelError
+from tests.ports import free_port
 
 # The first time of all, every layer of the image has to be made.
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

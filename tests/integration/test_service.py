@@ -20,9 +20,9 @@ from tests.interop.stage import eventually
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import BASE, ImageError, python_base, script_image
 from tests.lab.places import ROOT
-from tests.lab.registry import free_port
 from tests.lab.systemd import CHECKOUT, SystemdMachine, systemd_machine
 from tests.lab.wheels import WheelError
+from tests.ports import free_port
 
 # The first time of all, the machine's image has to be made.
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

@@ -25,8 +25,8 @@ from node_agent.runtime.network import prepare_network
 from tests.integration.machine import LIMITS, MIB, Machine
 from tests.lab.images import tools_image
 from tests.lab.postgres import Postgres, PostgresError, postgres
-from tests.lab.registry import free_port
 from tests.lab.sshd import Sshd, SshdError, new_key, sshd
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("root")]
 

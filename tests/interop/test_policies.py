@@ -15,9 +15,10 @@ import requests
 from tests.interop.stage import SMALL_LIMITS, Stage, SubmittedTask
 from tests.lab.agents import AgentProcess
 from tests.lab.images import script_image
-from tests.lab.registry import Pushed, free_port, registry
+from tests.lab.registry import Pushed, registry
 from tests.lab.store import RealStore, StoreError, algorithm
 from tests.lab.venvs import VenvError
+from tests.ports import free_port
 
 pytestmark = pytest.mark.interop
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 import docker
 import yaml
 
-from tests.lab.registry import free_port
+from tests.ports import free_port
 
 READY_SECONDS = 40
 STOP_SECONDS = 20

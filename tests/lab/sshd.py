@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.registry import free_port
+from tests.ports import free_port
 
 START_SECONDS = 15
 

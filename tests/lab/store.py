@@ -15,8 +15,8 @@ import requests
 import yaml
 
 from tests.lab.places import say
-from tests.lab.registry import free_port
 from tests.lab.venvs import environment, server_venv, store_packages
+from tests.ports import free_port
 
 START_SECONDS = 60
 STOP_SECONDS = 10

@@ -22,8 +22,8 @@ import yaml
 
 from tests.lab.blob_store import BlobStore
 from tests.lab.places import say
-from tests.lab.registry import free_port
 from tests.lab.venvs import environment, server_venv
+from tests.ports import free_port
 
 START_SECONDS = 90
 STOP_SECONDS = 10

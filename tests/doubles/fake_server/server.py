@@ -17,6 +17,7 @@ from tests.doubles.fake_server.faults import Fault, Faults
 from tests.doubles.fake_server.refusal import Refusal
 from tests.doubles.fake_server.routes import Routes
 from tests.doubles.fake_server.world import COLLABORATION, Created, Node, Run, World, plain
+from tests.ports import free_port
 
 NAMESPACE = "/tasks"
 _ROOM = f"collaboration_{COLLABORATION}"
@@ -55,7 +56,7 @@ class FakeServer:
         """The query of every socket connection that asked for the better transport."""
         self.silent = False
         """Accept sockets but never say `sync`."""
-        self._port = 0
+        self._port = free_port()
         self._http: _Listener | None = None
         self._socket: Any = None
         self._nodes: dict[str, int] = {}
