@@ -16,6 +16,7 @@ import click
 from node_agent import __version__, screen
 from node_agent.config_commands import config as config_group
 from node_agent.errors import AccessDenied, ConfigError, NodeAgentError, Transient
+from node_agent.options import config_option, examples, json_option, verbatim
 from node_agent.sandbox.commands import sandbox
 
 if TYPE_CHECKING:
@@ -41,18 +42,6 @@ _PROGRESS_SECONDS: Final = 2.0
 _REPORTED: Final = frozenset({"reported", "removed"})
 
 
-_config_option = click.option(
-    "-c",
-    "--config",
-    "config",
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The configuration of this agent.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
-
-
 class _Digest(click.ParamType[str]):
     """The digest of an image's content."""
 
@@ -67,18 +56,7 @@ class _Digest(click.ParamType[str]):
         return str(value)
 
 
-def _verbatim(*lines: str) -> str:
-    # a backspace of its own on a line tells click to leave the paragraph as it is
-    return "\n".join(["\b", *lines])
-
-
-def _examples(*lines: str) -> str:
-    return _verbatim(
-        "Examples:" if len(lines) > 1 else "Example:", *(f"  node-agent {line}" for line in lines)
-    )
-
-
-_EXIT_CODES: Final = _verbatim(
+_EXIT_CODES: Final = verbatim(
     "Exit codes:",
     "  0   fine                            70  bug: please report it",
     "  1   check, sandbox run: a failure   75  something is away: try later",
@@ -95,8 +73,8 @@ def commands() -> None:
     """Run federated algorithms beside the data of one organization."""
 
 
-@commands.command(epilog=_examples("run -c /etc/node-agent/alpha.yaml"))
-@_config_option
+@commands.command(epilog=examples("run -c /etc/node-agent/alpha.yaml"))
+@config_option
 @click.pass_obj
 def run(parts: "Parts", config: Path) -> None:
     """Run the agent in the foreground.
@@ -112,12 +90,12 @@ def run(parts: "Parts", config: Path) -> None:
 
 
 @commands.command(
-    epilog=_examples(
+    epilog=examples(
         "check -c /etc/node-agent/alpha.yaml", "check -c /etc/node-agent/alpha.yaml --offline --json"
     )
 )
-@_config_option
-@_json_option
+@config_option
+@json_option
 @click.option("--offline", is_flag=True, help="Leave the server out.")
 @click.pass_obj
 def check(parts: "Parts", config: Path, *, as_json: bool, offline: bool) -> None:
@@ -180,12 +158,12 @@ def _failing(results: Iterable["CheckResult"]) -> bool:
 
 
 @commands.command(
-    epilog=_examples(
+    epilog=examples(
         "runs -c /etc/node-agent/alpha.yaml", "runs -c /etc/node-agent/alpha.yaml --limit 1000 --json"
     )
 )
-@_config_option
-@_json_option
+@config_option
+@json_option
 @click.option(
     "-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="How many."
 )
@@ -206,10 +184,10 @@ def runs(parts: "Parts", config: Path, *, as_json: bool, limit: int) -> None:
 
 
 @commands.command(
-    epilog=_examples("status -c /etc/node-agent/alpha.yaml", "status -c /etc/node-agent/alpha.yaml --json")
+    epilog=examples("status -c /etc/node-agent/alpha.yaml", "status -c /etc/node-agent/alpha.yaml --json")
 )
-@_config_option
-@_json_option
+@config_option
+@json_option
 @click.pass_obj
 def status(parts: "Parts", config: Path, *, as_json: bool) -> None:
     """Say how the agent is.
@@ -222,8 +200,8 @@ def status(parts: "Parts", config: Path, *, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_NOT_RUNNING)
 
 
-@commands.command(epilog=_examples("drain -c /etc/node-agent/alpha.yaml"))
-@_config_option
+@commands.command(epilog=examples("drain -c /etc/node-agent/alpha.yaml"))
+@config_option
 @click.pass_obj
 def drain(parts: "Parts", config: Path) -> None:
     """Finish what is here, then end the agent.
@@ -276,12 +254,12 @@ def key() -> None:
 
 
 @key.command(
-    epilog=_examples(
+    epilog=examples(
         "key create -c /etc/node-agent/alpha.yaml",
         "key create -c /etc/node-agent/alpha.yaml --out /etc/node-agent/alpha.pem",
     )
 )
-@_config_option
+@config_option
 @click.option(
     "--out",
     metavar="PATH",
@@ -299,12 +277,10 @@ def create(parts: "Parts", config: Path, *, out: Path | None) -> None:
 
 
 @key.command(
-    epilog=_examples(
-        "key show -c /etc/node-agent/alpha.yaml", "key show -c /etc/node-agent/alpha.yaml --json"
-    )
+    epilog=examples("key show -c /etc/node-agent/alpha.yaml", "key show -c /etc/node-agent/alpha.yaml --json")
 )
-@_config_option
-@_json_option
+@config_option
+@json_option
 @click.pass_obj
 def show(parts: "Parts", config: Path, *, as_json: bool) -> None:
     """Show the public part and its fingerprint.
@@ -316,11 +292,11 @@ def show(parts: "Parts", config: Path, *, as_json: bool) -> None:
 
 
 @key.command(
-    epilog=_examples(
+    epilog=examples(
         "key upload -c /etc/node-agent/alpha.yaml", "key upload -c /etc/node-agent/alpha.yaml --replace"
     )
 )
-@_config_option
+@config_option
 @click.option("--replace", is_flag=True, help="Also when the server has another key.")
 @click.pass_obj
 def upload(parts: "Parts", config: Path, *, replace: bool) -> None:
@@ -344,13 +320,13 @@ def policy() -> None:
 
 
 @policy.command(
-    epilog=_examples(
+    epilog=examples(
         "policy explain -c /etc/node-agent/alpha.yaml --image registry.example.org/approved/average:1.0",
         "policy explain -c /etc/node-agent/alpha.yaml --image x/y --user 3 --organization 2 --method partial_average",
     )
 )
-@_config_option
-@_json_option
+@config_option
+@json_option
 @click.option("--image", required=True, help="The image, as a task names it.")
 @click.option("--digest", type=_Digest(), help="The digest of the content that would run.")
 @click.option("--user", metavar="ID", help="Who asks, by id or name.")
@@ -395,16 +371,16 @@ def network() -> None:
     """
 
 
-@network.command(epilog=_examples("network ensure -c /etc/node-agent/alpha.yaml"))
-@_config_option
+@network.command(epilog=examples("network ensure -c /etc/node-agent/alpha.yaml"))
+@config_option
 @click.pass_obj
 def ensure(parts: "Parts", config: Path) -> None:
     """Create network and rule, or check them."""
     click.echo(parts.ensure_network(parts.load_place(config)))
 
 
-@network.command(epilog=_examples("network remove -c /etc/node-agent/alpha.yaml"))
-@_config_option
+@network.command(epilog=examples("network remove -c /etc/node-agent/alpha.yaml"))
+@config_option
 @click.pass_obj
 def remove(parts: "Parts", config: Path) -> None:
     """Remove the network and the rule of this agent."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from node_agent import screen
+from node_agent.options import config_option, examples, json_option
 
 if TYPE_CHECKING:
     from node_agent.config.vantage6.moving import NewConfiguration
@@ -23,24 +24,20 @@ _HEADINGS: Final = {
 }
 
 
-def _example(line: str) -> str:
-    return f"\b\nExample:\n  node-agent {line}"
-
-
 @click.group()
 def config() -> None:
     """Write, check and show configuration files."""
 
 
 @config.command(
-    "import-vantage6", epilog=_example("config import-vantage6 alpha.yaml --out /etc/node-agent/alpha.yaml")
+    "import-vantage6", epilog=examples("config import-vantage6 alpha.yaml --out /etc/node-agent/alpha.yaml")
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to write it.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option("--name", metavar="NAME", help="Name of this agent; the old file's name if not given.")
 @click.option("--environment", metavar="NAME", help="Which one, when the file holds several.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
+@json_option
 def import_vantage6(
     file: Path, out: Path | None, name: str | None, environment: str | None, *, force: bool, as_json: bool
 ) -> None:
@@ -107,7 +104,7 @@ def _verdict(new: "NewConfiguration") -> str:
     return "Checked by our own rules: it loads."
 
 
-@config.command(epilog=_example("config schema > node-agent.schema.json"))
+@config.command(epilog=examples("config schema > node-agent.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of the configuration.
 
@@ -118,17 +115,9 @@ def schema() -> None:
     click.echo(screen.as_json(json_schema()))
 
 
-@config.command(epilog=_example("config show -c /etc/node-agent/alpha.yaml"))
-@click.option(
-    "-c",
-    "--config",
-    "config",
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The configuration of this agent.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
+@config.command(epilog=examples("config show -c /etc/node-agent/alpha.yaml"))
+@config_option
+@json_option
 def show(config: Path, *, as_json: bool) -> None:
     """Show every setting as it counts.
 

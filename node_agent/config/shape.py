@@ -75,6 +75,12 @@ class _Section(BaseModel):
     )
 
 
+def _an_existing_file(value: Any, info: ValidationInfo, advice: str) -> Any:
+    if value is not None and machine_of(info).kind(value) in {Kind.MISSING, Kind.FOLDER}:
+        raise ValueError(f"is no file; {advice}")
+    return value
+
+
 class ServerSection(_Section):
     """The coordinating server."""
 
@@ -96,9 +102,7 @@ class ServerSection(_Section):
     @field_validator("ca_bundle")
     @classmethod
     def _is_file(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and machine_of(info).kind(value) in {Kind.MISSING, Kind.FOLDER}:
-            raise ValueError("is no file; name the PEM file with the server's certificate authority")
-        return value
+        return _an_existing_file(value, info, "name the PEM file with the server's certificate authority")
 
 
 class DatabaseSection(_Section):
@@ -249,9 +253,7 @@ class ImagesSection(_Section):
     @field_validator("docker_config")
     @classmethod
     def _is_file(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and machine_of(info).kind(value) in {Kind.MISSING, Kind.FOLDER}:
-            raise ValueError("is no file; name Docker's config.json, or leave it out")
-        return value
+        return _an_existing_file(value, info, "name Docker's config.json, or leave it out")
 
 
 class LimitsSection(_Section):

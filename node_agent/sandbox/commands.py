@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from node_agent.options import examples, json_option
+
 if TYPE_CHECKING:
     from node_agent.sandbox.place import Place
     from node_agent.sandbox.researcher import Order
@@ -27,20 +29,12 @@ _MOST_NODES: Final = 24
 
 
 def _examples(*lines: str) -> str:
-    # a backspace of its own on a line tells click to leave the paragraph as it is
-    return "\n".join(
-        [
-            "\b",
-            "Examples:" if len(lines) > 1 else "Example:",
-            *(f"  node-agent sandbox {line}" for line in lines),
-        ]
-    )
+    return examples(*(f"sandbox {line}" for line in lines))
 
 
 _name_option = click.option(
     "--name", default="default", show_default=True, help="Which sandbox; there may be several."
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for another program.")
 
 
 @click.group()
@@ -138,7 +132,7 @@ def _words(text: str) -> list[str]:
     metavar="PATTERN",
     help="What may run; any image if not given. Repeatable.",
 )
-@_json_option
+@json_option
 def up(name: str, nodes: int | None, data: str, images: Sequence[str], *, as_json: bool) -> None:
     """Start a server and nodes in the background.
 
@@ -220,7 +214,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
     "--databases", default="default", show_default=True, help="Labels, separated by commas; '' for none."
 )
 @_name_option
-@_json_option
+@json_option
 def run(
     *,
     image: str,
@@ -295,7 +289,7 @@ def _follow(network: "Network", order: "Order", *, as_json: bool) -> bool:
 
 @sandbox.command(epilog=_examples("status", "status --name second --json"))
 @click.option("--name", help="Which sandbox, with all there is to know; all of them in short if not given.")
-@_json_option
+@json_option
 def status(name: str | None, *, as_json: bool) -> None:
     """Say which sandboxes there are and how they are.
 

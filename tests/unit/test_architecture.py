@@ -45,6 +45,7 @@ TOP = {
     "following",
     "imagechecks",
     "openings",
+    "options",
     "screen",
     "site",
     "__main__",
@@ -69,7 +70,7 @@ OWNERS = {
     "pandas": {"databases"},
     "pyarrow": {"databases"},
     "openpyxl": {"databases"},
-    "click": {"cli", "commands", "config_commands", "screen"},
+    "click": {"cli", "commands", "config_commands", "options", "screen"},
     "rich": {"cli", "commands", "screen"},
 }
 
