@@ -14,7 +14,7 @@ WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit integration interop bench same-results engine engine-stop install uninstall deb setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit integration interop soak bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ integration: setup ## tests against a real Docker engine
 
 interop: prepare ## tests against the real vantage6 server, client and algorithm tools
 	@CI=true $(WITH_ENGINE) $(PYTEST) tests/interop
+
+soak: setup ## 500 runs while agent and server are killed at random (ARGS="--runs 50 --seed 7 --json")
+	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.soak $(ARGS)
 
 bench: setup ## an empty run: our agent, vantage6's own node, docker run (ARGS=--json)
 	@$(WITH_ENGINE) $(PYTHON) -m tests.bench.compare $(ARGS)

@@ -328,7 +328,7 @@ class RunFolders(Protocol):
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
         """Say how much disk the run and its job use now."""
 
-    def log_file(self, run_id: RunId) -> BinaryIO:
+    def log_file(self, run_id: RunId) -> AbstractContextManager[BinaryIO]:
         """Open the run's log for writing, from its beginning."""
 
     def final_log(self, run_id: RunId, note: str) -> Path | None:

@@ -133,11 +133,13 @@ class DiskRunFolders:
         """Say how much disk the run and its job use now."""
         return _tree_size(self._folder(run_id)) + _tree_size(self._jobs / job)
 
-    def log_file(self, run_id: RunId) -> BinaryIO:
-        """Open the run's log for writing, from its beginning."""
+    @contextmanager
+    def log_file(self, run_id: RunId) -> Iterator[BinaryIO]:
+        """Open the run's log for writing, from its beginning; it may turn out only at the end that the disk is full."""
         with _disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            return (self._folder(run_id) / "log").open("wb")
+            with (self._folder(run_id) / "log").open("wb") as file:
+                yield file
 
     def final_log(self, run_id: RunId, note: str) -> Path | None:
         """Give the file with the log as the researcher gets it: the captured log, then *note*."""

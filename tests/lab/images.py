@@ -101,6 +101,16 @@ ENTRYPOINT {json.dumps(["python3", "-S", "-u", "/script.py"])}
     return _build(client, name, recipe, {"script.py": script.encode()})
 
 
+def shell_image(client: docker.DockerClient, name: str, script: str) -> str:
+    """Return an image that runs *script* with a plain shell: where many containers are started, Python counts."""
+    recipe = f"""\
+FROM {python_base(client)}
+COPY script.sh /script.sh
+ENTRYPOINT {json.dumps(["sh", "/script.sh"])}
+"""
+    return _build(client, name, recipe, {"script.sh": script.encode()})
+
+
 def tiny_image(client: docker.DockerClient) -> str:
     """Return an image for empty runs: it writes `{}` as its output and exits."""
     return script_image(client, "tiny", EMPTY_RUN)

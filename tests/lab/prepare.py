@@ -15,6 +15,7 @@ from tests.lab.agent_image import agent_image
 from tests.lab.blob_store import BlobStoreError, azurite, node
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, average_image, tiny_image
+from tests.lab.package import ANY_VERSION, PackageError, debian_package
 from tests.lab.places import say
 from tests.lab.systemd import installed_image
 from tests.lab.venvs import VenvError, client_venv, server_venv
@@ -50,6 +51,10 @@ def _service_images() -> None:
         agent_image(client)
 
 
+def _package() -> None:
+    debian_package(ANY_VERSION)
+
+
 def _blob_store() -> None:
     node()
     azurite()
@@ -61,7 +66,7 @@ def _venvs() -> None:
 
 
 PURPOSES: Mapping[str, Sequence[Job]] = {
-    "": (_images, _venvs, _service_images, _blob_store),
+    "": (_images, _venvs, _service_images, _package, _blob_store),
     "demo": (_demo_images,),
 }
 
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (BlobStoreError, EngineError, ImageError, VenvError) as error:
+    except (BlobStoreError, EngineError, ImageError, PackageError, VenvError) as error:
         sys.exit(f"lab: {error}")
     except KeyboardInterrupt:
         say("interrupted; the next run goes on from here")

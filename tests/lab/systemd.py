@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,11 +199,16 @@ class SystemdMachine:
 
 
 @contextlib.contextmanager
-def systemd_machine(client: docker.DockerClient, instance: str) -> Iterator[SystemdMachine]:
+def systemd_machine(
+    client: docker.DockerClient,
+    instance: str,
+    *,
+    image: Callable[[docker.DockerClient], str] = installed_image,
+) -> Iterator[SystemdMachine]:
     """Boot a machine for one agent; at the end the machine and the agent's state folder are gone."""
     state_dir = STATE_ROOT / instance
     state_dir.mkdir(parents=True)
-    container = _boot(client, state_dir)
+    container = _boot(client, image(client), state_dir)
     try:
         machine = SystemdMachine(container, instance)
         _wait_until_up(machine)
@@ -214,11 +219,11 @@ def systemd_machine(client: docker.DockerClient, instance: str) -> Iterator[Syst
         _remove_state(state_dir)
 
 
-def _boot(client: docker.DockerClient, state_dir: Path) -> Any:
+def _boot(client: docker.DockerClient, image: str, state_dir: Path) -> Any:
     # A machine with the older control groups gives systemd its place in the host's tree, a newer one a tree of its own.
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     return client.containers.run(
-        installed_image(client),
+        image,
         ["/bin/sh", "-c", INIT],
         detach=True,
         labels={LABEL: "1"},
