@@ -3,28 +3,28 @@
 
 # The Docker engine and the firewall rule need root.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
-PYTHON := .venv/bin/python
-WITH_ENGINE := $(ROOT) $(PYTHON) -m tests.lab.engine run --
+OURS := .venv/bin/python
+WITH_ENGINE := $(ROOT) $(OURS) -m tests.lab.engine run --
 # Tests run in a shuffled order. The seed stands still so that a failure can be repeated; another one
 # (make test SEED=7) looks for tests that lean on each other.
 SEED ?= 1
-PYTEST := $(PYTHON) -m pytest --randomly-seed=$(SEED)
+PYTEST := $(OURS) -m pytest --randomly-seed=$(SEED)
 # Most tests wait for containers and servers, so two files at a time take little more than half as long.
 WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit integration interop soak bench same-results engine engine-stop install uninstall deb setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit integration interop crash-matrix soak rootless bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## three hospitals, one federated average; nothing is left behind
-	@$(ROOT) $(PYTHON) -m tests.lab.prepare demo
-	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.demo
+	@$(ROOT) $(OURS) -m tests.lab.prepare demo
+	@$(WITH_ENGINE) $(OURS) -m tests.lab.demo
 
 demo-vantage6: prepare ## the same with the real vantage6 server and client
-	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.demo vantage6
+	@$(WITH_ENGINE) $(OURS) -m tests.lab.demo vantage6
 
 test: prepare ## every test, against real parts; nothing is skipped
 	@CI=true $(WITH_ENGINE) $(PYTEST) $(IN_PARALLEL)
@@ -48,20 +48,28 @@ integration: setup ## tests against a real Docker engine
 interop: prepare ## tests against the real vantage6 server, client and algorithm tools
 	@CI=true $(WITH_ENGINE) $(PYTEST) tests/interop
 
+crash-matrix: setup ## the agent dies at every place with every kind of run (make test: at some of them)
+	@CI=true CRASH_MATRIX=all $(WITH_ENGINE) $(PYTEST) tests/integration/test_crash_points.py tests/integration/test_crash_kinds.py
+
 soak: setup ## 500 runs while agent and server are killed at random (ARGS="--runs 50 --seed 7 --json")
-	@$(WITH_ENGINE) $(PYTHON) -m tests.lab.soak $(ARGS)
+	@$(WITH_ENGINE) $(OURS) -m tests.lab.soak $(ARGS)
+
+rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootless.md says works
+	@tests/lab/setup.sh rootless
+	@$(ROOT) $(OURS) -m tests.lab.rootless podman python3 -m pytest -p no:cacheprovider tests/rootless
+	@$(ROOT) $(OURS) -m tests.lab.rootless docker python3 -m pytest -p no:cacheprovider tests/rootless
 
 bench: setup ## an empty run: our agent, vantage6's own node, docker run (ARGS=--json)
-	@$(WITH_ENGINE) $(PYTHON) -m tests.bench.compare $(ARGS)
+	@$(WITH_ENGINE) $(OURS) -m tests.bench.compare $(ARGS)
 
 same-results: setup ## analyses on three of our nodes and three of vantage6's own give the same bytes
-	@$(WITH_ENGINE) $(PYTHON) -m tests.bench.same_results
+	@$(WITH_ENGINE) $(OURS) -m tests.bench.same_results
 
 engine: setup ## start a Docker engine and leave it running
-	@$(ROOT) $(PYTHON) -m tests.lab.engine start
+	@$(ROOT) $(OURS) -m tests.lab.engine start
 
 engine-stop: venv ## stop the engine that `make engine` started
-	@$(ROOT) $(PYTHON) -m tests.lab.engine stop
+	@$(ROOT) $(OURS) -m tests.lab.engine stop
 
 install: ## the agent as a systemd service on this machine (root)
 	@$(ROOT) systemd/install.sh install
@@ -73,8 +81,8 @@ deb: venv ## the agent as a Debian package for this distribution, in dist (VERSI
 	@packaging/debian/build.sh
 
 clean: ## remove what was made here: images, environments, caches
-	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab.images remove || true
-	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab.engine stop || true
+	@[ ! -x $(OURS) ] || $(ROOT) $(OURS) -m tests.lab.images remove || true
+	@[ ! -x $(OURS) ] || $(ROOT) $(OURS) -m tests.lab.engine stop || true
 	@$(ROOT) rm -rf .lab .venv .mypy_cache .ruff_cache .pytest_cache ./*.egg-info build dist
 	@find . -name __pycache__ -type d -prune -exec $(ROOT) rm -rf {} +
 
@@ -85,4 +93,4 @@ venv:
 	@tests/lab/setup.sh venv
 
 prepare: setup
-	@$(ROOT) $(PYTHON) -m tests.lab.prepare
+	@$(ROOT) $(OURS) -m tests.lab.prepare

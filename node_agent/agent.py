@@ -10,19 +10,29 @@ from dataclasses import dataclass
 
 import structlog
 
-from node_agent.availability import Outside
+from node_agent.availability import JOURNAL, Outside
+from node_agent.clocks import CautiousClock
+from node_agent.company import Company
+from node_agent.domain.keeping import PulledImage
 from node_agent.domain.messages import (
+    ConfigurationRead,
     ContainerChanged,
     EngineLost,
     EngineWatched,
+    ImagePulled,
     KillRequested,
     ListingFailed,
     Message,
+    NodeCame,
     NodeFactsReady,
+    NodeLeft,
+    PruneAsked,
     PullProgressed,
+    ReloadAsked,
     RunsListed,
     ServerOffline,
     ServerOnline,
+    SpaceSeen,
     StepDone,
     StopAsked,
     StopKind,
@@ -30,14 +40,18 @@ from node_agent.domain.messages import (
     SweepDone,
     TaskHinted,
 )
-from node_agent.domain.ports import Channel, Clock, Journal, LiveLogs
-from node_agent.domain.run import Outcome, Run, State, Status
+from node_agent.domain.ports import Channel, Clock, Journal, LiveLogs, Renewal
+from node_agent.domain.run import Outcome, Run, RunId, State, Status
 from node_agent.domain.task import TaskId
-from node_agent.errors import DiskFull, NodeAgentError
+from node_agent.domain.turns import Bounds, Cause
+from node_agent.errors import DiskUnwritable, NodeAgentError, Transient
+from node_agent.outbox import Outbox
+from node_agent.phases import PhaseWatch
 from node_agent.progress import Progress
 from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
 from node_agent.timetable import Timetable
+from node_agent.waiting import WaitingRoom
 
 log = structlog.get_logger()
 
@@ -45,10 +59,15 @@ PING_SECONDS = 30.0  # the server forgets a node after 65 s without a sign of li
 POLL_SECONDS = 30.0
 RELIST_SECONDS = 2.0  # after a listing that failed
 OBSERVE_SECONDS = 5.0
+PHASE_SECONDS = 1.0
 SWEEP_SECONDS = 600.0
+PRUNE_SECONDS = 3600.0
+PRUNE_PAUSE_SECONDS = 0.2  # between two batches: runs come first
 HEARTBEAT_SECONDS = 300.0
 PRESENCE_SECONDS = 1.0
 LIVE_LOG_SECONDS = 1.0
+PLACES_SHOWN = 50
+LISTING, SWEEP = "listing", "sweep"  # who may miss the disk, besides runs and the journal
 GRACE_SECONDS = 10.0  # for steps in flight when the agent is asked to stop
 
 
@@ -65,6 +84,24 @@ class Snapshot:
     oldest_owed_at: float | None
     finished: int
     draining: bool
+    sweeping: bool = False
+    """Whether strays are looked for now, or the journal forgets runs."""
+    sweeps: int = 0
+    """Searches for strays that ended since the start."""
+    disk_problem: str = ""
+    """Why the state directory, or the engine's disk, cannot be written to; empty while it can."""
+    owed_bytes: int = 0
+    """How large the results and logs of owed reports are together."""
+    company_problem: str = ""
+    """What is wrong when another agent works with this node's API key; empty when none does."""
+    owed_problem: str = ""
+    """Why the oldest report that was tried has not arrived; empty when all that were tried did."""
+    next_report_at: float | None = None
+    """When a report is tried next; None when none waits, or one is on its way."""
+    waiting_for: str = ""
+    """Why runs wait; empty when none does."""
+    queue: tuple[int, ...] = ()
+    """The runs that wait, in the order of their turns; of many only the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +116,14 @@ class Hands:
     """Remove containers and folders that belong to no open run; a SweepDone comes back."""
     show: Callable[[Snapshot], None]
     """Write the sign of life."""
+    report_size: Callable[[RunId], int] = lambda _: 0
+    """Say how many bytes of result and log wait to be reported."""
     live_logs: LiveLogs | None = None
     """The logs of running algorithms; None when the owner does not share them while a run goes on."""
+    reload: Callable[[], None] = lambda: None
+    """Read the configuration again; a ConfigurationRead comes back."""
+    reloaded: Callable[[], None] = lambda: None
+    """Say that the configuration is read and counts as far as it can."""
 
 
 class Agent:
@@ -95,15 +138,22 @@ class Agent:
         channel: Channel,
         hands: Hands,
         clock: Clock,
-        concurrent_runs: int,
+        bounds: Bounds,
+        keep_runs: float = float("inf"),
+        company: Company | None = None,
     ) -> None:
         self._mailbox = mailbox
         self._channel = channel
         self._hands = hands
         self._clock = clock
         self._runs = runs
+        self._live_logs = hands.live_logs
+        self._reloads_asked = 0
         self._node_facts: Mapping[str, object] = {}
-        self._outside = Outside()
+        self._company = company or Company()
+        self._outside = Outside(clock.monotonic)
+        self._room = WaitingRoom(runs, bounds)
+        self._phases = PhaseWatch(now=clock.monotonic())
         self._progress = Progress(
             runs=runs,
             journal=journal,
@@ -111,10 +161,20 @@ class Agent:
             clock=clock,
             outside=self._outside,
             submit=hands.submit,
-            concurrent_runs=concurrent_runs,
+            outbox=Outbox(server=self._outside.server, size_of=hands.report_size),
+            room=self._room,
+            phases=self._phases,
         )
-        self._online = False
         self._swept = False
+        self._sweeping = False
+        self._sweep_again = False
+        self._sweeps = 0
+        self._listed = False
+        self._pruning = False
+        self._ages = CautiousClock(clock)
+        self._unnoted: list[PulledImage] = []
+        self._keep_runs = keep_runs
+        self._journal = journal
         self._stopping: StopKind | None = None
         self._stop_by = 0.0
         self._timetable = Timetable(
@@ -122,7 +182,9 @@ class Agent:
                 self._ping: PING_SECONDS,
                 self._poll: POLL_SECONDS,
                 self._look_at_running: OBSERVE_SECONDS,
+                self._look_at_phases: PHASE_SECONDS,
                 self._sweep: SWEEP_SECONDS,
+                self._prune: PRUNE_SECONDS,
                 self._heartbeat: HEARTBEAT_SECONDS,
                 self._show: PRESENCE_SECONDS,
                 self._pass_logs_on: LIVE_LOG_SECONDS,
@@ -132,6 +194,8 @@ class Agent:
         self._reactions: Mapping[type, Callable[..., None]] = {
             ServerOnline: self._on_server_online,
             ServerOffline: self._on_server_offline,
+            NodeCame: self._on_node_came,
+            NodeLeft: self._on_node_left,
             TaskHinted: self._on_task_hinted,
             KillRequested: self._on_kill_requested,
             RunsListed: self._on_runs_listed,
@@ -139,12 +203,17 @@ class Agent:
             ContainerChanged: self._on_container_changed,
             EngineWatched: self._on_engine_watched,
             EngineLost: self._on_engine_lost,
+            SpaceSeen: self._on_space_seen,
             SubtaskCreated: self._on_subtask_created,
             PullProgressed: self._on_pull_progressed,
             StepDone: self._progress.step_done,
+            ImagePulled: self._on_image_pulled,
             SweepDone: self._on_sweep_done,
+            PruneAsked: self._on_prune_asked,
             NodeFactsReady: self._on_node_facts_ready,
             StopAsked: self._on_stop_asked,
+            ReloadAsked: self._on_reload_asked,
+            ConfigurationRead: self._on_configuration_read,
         }
 
     # --- the loop ---------------------------------------------------------------------------------------------
@@ -169,12 +238,14 @@ class Agent:
     def _react(self, message: Message) -> None:
         try:
             self._reactions[type(message)](message)
-        except DiskFull as error:
+            if isinstance(message, RunsListed):
+                self._progress.disk_served(LISTING)
+        except DiskUnwritable as error:
             # The journal refused, so nothing is decided yet: a step is repeated, a listing shows the rest again.
             if isinstance(message, StepDone):
                 self._progress.try_again(self._runs[message.run_id], message.step, error)
             else:
-                self._outside.trouble(error)
+                self._outside.trouble(error, of=LISTING)
                 self._timetable.hasten(self._poll, to=self._clock.monotonic() + RELIST_SECONDS)
 
     def _received(self, timeout: float) -> list[Message]:
@@ -203,18 +274,22 @@ class Agent:
     # --- messages from the server -----------------------------------------------------------------------------
 
     def _on_server_online(self, _: ServerOnline) -> None:
-        if not self._online:
-            log.info("server_online")
-        self._online = True
-        self._server_answered()
+        self._outside.connection.back()
         self._channel.ping()
         self._share_node_facts()
         self._hands.list_runs(None)
 
     def _on_server_offline(self, message: ServerOffline) -> None:
-        if self._online:
-            log.warning("server_offline", reason=message.reason)
-        self._online = False
+        if not self._outside.connection.problem:
+            self._outside.connection.lost(message.reason)
+
+    def _on_node_came(self, _: NodeCame) -> None:
+        self._company.came("online after this agent")
+
+    def _on_node_left(self, _: NodeLeft) -> None:
+        self._company.left()
+        # The server counts the node as absent now, and it is not.
+        self._ping()
 
     def _on_task_hinted(self, message: TaskHinted) -> None:
         self._hands.list_runs(message.task_id)
@@ -225,18 +300,21 @@ class Agent:
                 self._progress.end(run, Outcome.KILLED, "The run was killed at the request of a user.")
 
     def _on_runs_listed(self, message: RunsListed) -> None:
-        self._server_answered()
+        self._progress.server_answered()
         self._progress.take_in_list(message)
         if message.complete and not self._swept:
             self._sweep()
+        if message.complete and not self._listed:
+            self._listed = True
+            self._prune()
 
     def _on_listing_failed(self, message: ListingFailed) -> None:
-        self._outside.trouble(message.error)
+        self._outside.trouble(message.error, of=LISTING)
         self._timetable.hasten(self._poll, to=self._clock.monotonic() + RELIST_SECONDS)
 
-    def _server_answered(self) -> None:
-        if self._outside.server.back():
-            self._progress.try_everything_again()
+    @property
+    def _is_connected(self) -> bool:
+        return not self._outside.connection.problem
 
     # --- messages from the engine and the proxy ---------------------------------------------------------------
 
@@ -247,12 +325,17 @@ class Agent:
 
     def _on_engine_watched(self, _: EngineWatched) -> None:
         self._outside.engine.back()
+        self._room.hold(Cause.ENGINE, "")
         self._progress.try_everything_again()
         # Whatever happened while nobody watched is found by looking.
         self._look_at_running()
 
     def _on_engine_lost(self, message: EngineLost) -> None:
         self._outside.engine.lost(message.reason)
+        self._room.hold(Cause.ENGINE, "the container engine does not answer")
+
+    def _on_space_seen(self, message: SpaceSeen) -> None:
+        self._room.hold(Cause.DISK, message.shortage)
 
     def _on_subtask_created(self, message: SubtaskCreated) -> None:
         run = self._runs.get(message.run_id)
@@ -267,7 +350,7 @@ class Agent:
     # --- by the clock -----------------------------------------------------------------------------------------
 
     def _ping(self) -> None:
-        if self._online:
+        if self._is_connected:
             self._channel.ping()
 
     def _poll(self) -> None:
@@ -277,30 +360,91 @@ class Agent:
         """Limits on time and disk need a look even when the engine has nothing to say."""
         self._progress.make_due_where(lambda run: run.state is State.RUNNING)
 
+    def _look_at_phases(self) -> None:
+        """End what takes too long to begin; while the server is away nothing does."""
+        now = self._clock.monotonic()
+        if self._outside.server.problem:
+            self._phases.skip(now)
+            return
+        for overdue in self._phases.overdue(self._runs, self._room.bounds, now=now):
+            log_of(overdue.run).warning(
+                "phase_too_long", phase=str(overdue.phase), limit=overdue.limit, trouble=overdue.trouble or None
+            )
+            try:
+                self._progress.end(overdue.run, overdue.outcome, overdue.reason)
+            except Transient as error:  # the journal refused: the next look decides it again
+                self._outside.trouble(error)
+
     def _pass_logs_on(self) -> None:
         """Send what running algorithms wrote, about once a second.
 
         Not before the server knows that a run is active: that call erases what was sent. Not after the algorithm ended:
         the whole log is on its way then.
         """
-        if self._hands.live_logs is None or not self._online:
+        if self._live_logs is None or not self._is_connected:
             return
         spoken_of = {
             run.id: run
             for run in self._runs
             if run.state is State.RUNNING and run.announced is Status.ACTIVE and run.ending is None
         }
-        for piece in self._hands.live_logs.keep_up(spoken_of.values()):
+        for piece in self._live_logs.keep_up(spoken_of.values()):
             self._channel.tell_log(spoken_of[piece.run_id], piece)
             self._progress.hold_report(piece.run_id)
 
     def _sweep(self) -> None:
         self._swept = True
+        if self._sweeping:
+            return
+        self._sweeping = True
         self._hands.sweep()
 
+    def _on_prune_asked(self, _: PruneAsked) -> None:
+        """Look for strays now; a search under way may have passed by what is meant, so another one follows."""
+        self._sweep_again = self._sweeping
+        self._sweep()
+        self._prune()
+
+    def _prune(self) -> None:
+        """Forget some of the runs that are long over; the rest a moment later, so that nothing waits for long."""
+        self._pruning = False
+        try:
+            self._note_images()
+            pruned = self._progress.prune(before=self._ages.now() - self._keep_runs)
+        except Transient as error:
+            self._outside.trouble(error)
+            return
+        self._progress.disk_served(JOURNAL)
+        if pruned:
+            self._pruning = True
+            log.info("journal_pruned", runs=pruned)
+            self._timetable.hasten(self._prune, to=self._clock.monotonic() + PRUNE_PAUSE_SECONDS)
+
+    def _on_image_pulled(self, message: ImagePulled) -> None:
+        self._unnoted.append(message.image)
+        self._note_images()
+
+    def _note_images(self) -> None:
+        """Write down which images came by us; what the disk has no room for is tried again before the next sweep."""
+        while self._unnoted:
+            self._journal.note_image(self._unnoted[0])
+            self._unnoted.pop(0)
+
     def _on_sweep_done(self, message: SweepDone) -> None:
+        self._sweeping = False
+        self._sweeps += 1
+        if message.left_images:
+            self._journal.forget_images(message.left_images)
+        self._say_swept(message)
+        if self._sweep_again:
+            self._sweep_again = False
+            self._sweep()
+
+    def _say_swept(self, message: SweepDone) -> None:
+        if not isinstance(message.error, DiskUnwritable):
+            self._progress.disk_served(SWEEP)
         if isinstance(message.error, NodeAgentError):
-            self._outside.trouble(message.error)
+            self._outside.trouble(message.error, of=SWEEP)
             self._swept = False
         elif message.error is not None:
             log.error("sweep_bug", exc_info=message.error)
@@ -308,11 +452,12 @@ class Agent:
             log.info("strays_removed", count=message.removed)
 
     def _on_node_facts_ready(self, message: NodeFactsReady) -> None:
-        self._node_facts = message.facts
-        self._share_node_facts()
+        changed, self._node_facts = message.facts != self._node_facts, message.facts
+        if self._is_connected and changed:
+            self._channel.tell_node(self._node_facts)
 
     def _share_node_facts(self) -> None:
-        if self._online and self._node_facts:
+        if self._is_connected and self._node_facts:
             self._channel.tell_node(self._node_facts)
 
     def _heartbeat(self) -> None:
@@ -324,11 +469,17 @@ class Agent:
             working=snapshot.working,
             owed=snapshot.owed,
             finished=snapshot.finished,
+            waiting_for=snapshot.waiting_for or None,
             server_problem=snapshot.server_problem or None,
             engine_problem=snapshot.engine_problem or None,
+            disk_problem=snapshot.disk_problem or None,
         )
 
     def _show(self) -> None:
+        self._outside.look()
+        if self._outside.server.problem:
+            # whoever said so, a listing is how the server's return is found
+            self._timetable.hasten(self._poll, to=self._clock.monotonic() + RELIST_SECONDS)
         self._hands.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
@@ -336,15 +487,24 @@ class Agent:
         waiting = self._runs.count(lambda run: run.state is State.RECEIVED)
         ending = self._runs.count(lambda run: run.state > State.FINISHED)
         return Snapshot(
-            online=self._online,
+            online=self._outside.is_online,
             server_problem=self._outside.server.problem,
             engine_problem=self._outside.engine.problem,
+            disk_problem=self._outside.disk.problem,
             waiting=waiting,
             working=len(self._runs) - waiting - len(owed) - ending,
             owed=len(owed),
+            company_problem=self._company.problem,
+            owed_bytes=self._progress.owed_bytes(),
             oldest_owed_at=min(owed, default=None),
+            owed_problem=self._progress.owed_problem,
+            next_report_at=self._progress.next_report_at(),
             finished=self._progress.ended,
             draining=self._stopping is StopKind.DRAIN,
+            sweeping=self._sweeping or self._pruning,
+            sweeps=self._sweeps,
+            waiting_for=self._room.reason,
+            queue=self._room.places(PLACES_SHOWN) if waiting else (),
         )
 
     def _on_stop_asked(self, message: StopAsked) -> None:
@@ -352,3 +512,27 @@ class Agent:
         self._stopping = message.kind
         grace = 0.0 if message.kind is StopKind.NOW else GRACE_SECONDS
         self._stop_by = self._clock.monotonic() + grace
+
+    # --- a configuration that changed -------------------------------------------------------------------------
+
+    def _on_reload_asked(self, _: ReloadAsked) -> None:
+        """Have the configuration read; whoever asks while it is read may mean what was written meanwhile."""
+        self._reloads_asked += 1
+        if self._reloads_asked == 1:
+            self._hands.reload()
+
+    def _on_configuration_read(self, message: ConfigurationRead) -> None:
+        if message.renewal is not None:
+            self._renew(message.renewal)
+        again, self._reloads_asked = self._reloads_asked > 1, 0
+        if again:
+            self._on_reload_asked(ReloadAsked())
+            return
+        self._hands.reloaded()
+
+    def _renew(self, renewal: Renewal) -> None:
+        if self._live_logs is not renewal.live_logs and self._live_logs is not None:
+            self._live_logs.keep_up(())
+        self._live_logs = renewal.live_logs
+        self._room.bounds = renewal.bounds
+        renewal.take_effect()

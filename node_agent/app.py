@@ -9,10 +9,12 @@ import queue
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,27 +23,35 @@ import structlog
 from node_agent import __version__, service
 from node_agent.admission import Admission
 from node_agent.agent import HEARTBEAT_SECONDS, Agent, Hands, Snapshot
-from node_agent.availability import Availability
-from node_agent.config import Settings
+from node_agent.availability import engine_availability, server_availability
+from node_agent.clocks import CautiousClock
+from node_agent.company import Company
+from node_agent.config import Reread, Settings
 from node_agent.databases.access import fault_of, this_agent
 from node_agent.databases.catalog import Catalog
 from node_agent.databases.probe import node_facts, read_columns
-from node_agent.domain.container import PullProgress
+from node_agent.domain.container import PinnedImage, PullProgress
+from node_agent.domain.keeping import PulledImage
+from node_agent.domain.mark import Mark
 from node_agent.domain.messages import (
+    ConfigurationRead,
     ContainerChanged,
     EngineLost,
     EngineWatched,
+    ImagePulled,
     Message,
     NodeFactsReady,
     PullProgressed,
+    SpaceSeen,
     StopAsked,
     SubtaskCreated,
     SweepDone,
 )
-from node_agent.domain.policy import shared
+from node_agent.domain.policy import Policy, shared
 from node_agent.domain.ports import LiveLogs
 from node_agent.domain.run import RunId
 from node_agent.domain.runlogs import LogMask
+from node_agent.domain.turns import Bounds
 from node_agent.domain.verdict import NAMES_NOT_TOLD, has_user_names
 from node_agent.encryption import join, own_key
 from node_agent.errors import ConfigError, EngineUnreachable, Transient
@@ -55,7 +65,10 @@ from node_agent.proxy.app import ProxyApp
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer, Sealer
 from node_agent.proxy.server import ProxyServer
 from node_agent.proxy.spool import Spool
+from node_agent.pruning import sweep_of
+from node_agent.reloading import NewSettings, read_again
 from node_agent.runtable import RunTable
+from node_agent.runtime.host import host_of
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
 from node_agent.server.exchange import Exchange
@@ -63,29 +76,45 @@ from node_agent.server.listener import SocketListener
 from node_agent.server.stores import HttpStores, open_exchange_for
 from node_agent.server.tokens import Tokens
 from node_agent.site import Site
+from node_agent.space import bounds_of, places_of, shortage
 from node_agent.steps import Ports, StepSettings
 from node_agent.store import presence
 from node_agent.store.journal import SqliteJournal
 from node_agent.store.lock import AgentLock
 from node_agent.store.rundir import DiskRunFolders
-from node_agent.sweep import sweep
 
 log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-REGISTRY_PATIENCE_SECONDS = 6.0
+REGISTRY_PATIENCE_SECONDS = 20.0
+"""A registry that is started anew ends no run; a name that nobody answers to does."""
 SPARE_THREADS = 4
-"""Step threads beyond one per slot: reports, kills and removals do not wait for pulls."""
+"""Step threads beyond one per slot: kills and removals do not wait for pulls."""
 PROGRESS_SECONDS = 10.0
 AROUND_BODY = 1 << 20
 BODIES_ON_DISK = 8
 """So many of the largest bodies may be on their way through the proxy; one container may have half of them."""
 WATCH_AGAIN_SECONDS = 2.0
+SPACE_SECONDS = 2.0
+LATE_FAREWELL_SECONDS = 1.5
+LAST_PAUSE_SECONDS = 3.0
+"""So soon is tried again, before the start, what does not work yet."""
+BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
+
+_AVAILABILITY = {"server": server_availability, "engine": engine_availability}
 
 
 class SystemClock:
     """The machine's time."""
+
+    def __init__(self, boot_file: Path = BOOT_FILE) -> None:
+        try:
+            self._boot = boot_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            self._boot = ""
+        # without it no later process can count on: better to count anew than from another start of the machine
+        self._boot = self._boot or uuid.uuid4().hex
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -94,6 +123,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds that never go back."""
         return time.monotonic()
+
+    def mark(self) -> Mark:
+        """Give this moment, for a later process to count from."""
+        return Mark(self._boot, time.monotonic())
 
 
 class Stopped(Exception):
@@ -160,17 +193,23 @@ class Application:
         self._mailbox = mailbox
         self._stack = stack
         self._clock = SystemClock()
+        self._ages = CautiousClock(self._clock)
         self._started_at = self._clock.now()
         self._notifier = service.notifier(os.environ)
         self._node_name = ""
+        self._shortage = ""
+        self._presence = presence.PresenceFile(settings.state_dir)
         self._runs = RunTable()
+        self._company = Company()
         self._log_mask = log_mask_of(settings)
         self._key = own_key(settings)
         _prepare_state_dir(settings)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
         self._journal = SqliteJournal(settings.state_dir)
         stack.callback(self._journal.close)
-        self._folders = DiskRunFolders(settings.state_dir, user=settings.container_user)
+        self._folders = DiskRunFolders(
+            settings.state_dir, user=settings.container_user, keep_seconds=settings.keep.folders
+        )
         self._catalog = Catalog(settings.databases, agent=this_agent())
         self._site = Site.of(settings)
         self._gates = gates_of(settings, self._site, asked=self._runs.asks_for)
@@ -217,6 +256,7 @@ class Application:
 
     def _go_online(self) -> None:
         self._identity = self._server.identify()
+        self._look_for_company()
         self._node_name = self._identity.node_name
         join(self._identity, self._key, self._server)
         self._proxy_app.seal_with(_sealer(self._key, self._server))
@@ -225,8 +265,20 @@ class Application:
         self._listener.start()
         self._stack.callback(self._listener.stop)
 
+    def _look_for_company(self) -> None:
+        """Notice another agent that is online with our key, before we are."""
+        if not self._identity.seen_online:
+            return
+        # Perhaps it was this agent itself a moment ago, and the server has not heard of its end.
+        if self._mailbox.wait_for_stop(LATE_FAREWELL_SECONDS):
+            raise Stopped
+        self._identity = self._server.identify()
+        if self._identity.seen_online:
+            self._company.came("online before this agent")
+
     def _prepare_site(self) -> None:
         prepared = self._site.prepare()
+        self._host = host_of(self._site.connection)
         proxy = ProxyServer(
             self._proxy_app,
             address=prepared.network.gateway,
@@ -244,6 +296,7 @@ class Application:
 
     def _build_agent(self) -> None:
         slots = self._settings.limits.concurrent_runs
+        self._live_logs = self._live_logs_of(self._settings)
         self._ports = Ports(
             server=self._server,
             runtime=self._site.engine,
@@ -253,7 +306,9 @@ class Application:
             clock=self._clock,
             settings=_step_settings(self._settings, log_mask=self._log_mask, node_id=self._identity.node_id),
             wanted=self._runs.is_wanted,
+            has_company=self._company.is_there,
             progress=_throttled_progress(self._post, self._clock),
+            pulled=self._note_pull,
         )
         self._pool = StepPool(ports=self._ports, post=self._post, threads=slots + SPARE_THREADS)
         self._lister = Lister(
@@ -273,17 +328,21 @@ class Application:
                 list_runs=self._lister.ask,
                 sweep=lambda: _in_background(self._sweep, name="sweep"),
                 show=self._show,
-                live_logs=self._live_logs(),
+                report_size=self._folders.report_size,
+                live_logs=self._live_logs,
+                reload=self._begin_reload,
+                reloaded=self._notifier.ready,
             ),
+            keep_runs=self._settings.keep.runs,
+            company=self._company,
             clock=self._clock,
-            concurrent_runs=slots,
+            bounds=self._bounds_of(self._settings),
         )
         self._agent.load()
 
     def _admission(self) -> Admission:
         policy, server = self._settings.policy, self._settings.server
-        if has_user_names(policy):
-            log.warning("user_names_not_told", rule="policy.users", reason=NAMES_NOT_TOLD)
+        _warn_of_names(policy)
         return Admission(
             policy=policy,
             own_organization_id=self._identity.organization_id,
@@ -295,26 +354,67 @@ class Application:
             clock=self._clock,
         )
 
-    def _live_logs(self) -> LiveLogs | None:
-        if not self._settings.share.live_logs:
+    def _bounds_of(self, settings: Settings) -> Bounds:
+        return bounds_of(settings.limits, machine_memory=self._host.memory)
+
+    def _live_logs_of(self, settings: Settings) -> LiveLogs | None:
+        if not settings.share.live_logs:
             return None
         return FollowedLogs(
             runtime=self._site.engine,
             folders=self._folders,
             mask=self._log_mask,
-            limit=self._settings.limits.log_size,
+            limit=settings.limits.log_size,
             clock=self._clock,
         )
+
+    # --- a configuration that changed ---------------------------------------------------------------------------
+
+    def _begin_reload(self) -> None:
+        self._notifier.reloading()
+        # a disk of the owner's that hangs must not stop the control loop
+        _in_background(self._reload, name="reload")
+
+    def _reload(self) -> None:
+        self._post(ConfigurationRead(read_again(self._settings, self._prepared)))
+
+    def _prepared(self, found: Reread) -> NewSettings:
+        """Make everything ready that depends on settings which may change, for the control loop to take up."""
+        settings, before = found.settings, self._settings
+        _warn_of_names(settings.policy)
+        ports = replace(
+            self._ports,
+            admission=replace(self._ports.admission, policy=settings.policy),
+            settings=_step_settings(settings, log_mask=self._log_mask, node_id=self._identity.node_id),
+        )
+        told = [(each.share.live_logs, each.limits.log_size) for each in (before, settings)]
+        live_logs = self._live_logs if told[0] == told[1] else self._live_logs_of(settings)
+        return NewSettings(
+            found=found,
+            bounds=self._bounds_of(settings),
+            live_logs=live_logs,
+            swap=partial(self._swap, settings, ports, live_logs),
+        )
+
+    def _swap(self, settings: Settings, ports: Ports, live_logs: LiveLogs | None) -> None:
+        before, self._settings = self._settings, settings
+        self._ports, self._live_logs = ports, live_logs
+        self._pool.renew(ports=ports, threads=settings.limits.concurrent_runs + SPARE_THREADS)
+        if (settings.share, settings.policy) != (before.share, before.policy):
+            _in_background(self._find_node_facts, name="columns")
 
     def _start_threads(self) -> None:
         self._pool.start()
         _in_background(self._lister.serve_forever, name="lister")
         _in_background(self._watch_engine, name="engine-events")
+        # once before the first turn: nothing may begin on a disk nobody has looked at
+        self._look_at_space()
+        _in_background(self._watch_space, name="space")
         _in_background(self._find_node_facts, name="columns")
 
     def _until_it_works(self, what: str, action: Callable[[], Result]) -> Result:
         """Try until it works; say so once per change, and stop at once when asked to."""
-        answering = Availability(lost_event=f"{what}_lost", back_event=f"{what}_back")
+        answering = _AVAILABILITY[what](self._clock.monotonic)
         beat_at = self._clock.monotonic() + HEARTBEAT_SECONDS
         pause = 0.5
         while True:
@@ -322,6 +422,7 @@ class Application:
                 result = action()
             except Transient as error:
                 answering.lost(str(error))
+                answering.look()
                 self._show(_waiting_for(what, str(error)))
                 if self._clock.monotonic() >= beat_at:
                     beat_at += HEARTBEAT_SECONDS
@@ -331,7 +432,7 @@ class Application:
                 return result
             if self._mailbox.wait_for_stop(pause):
                 raise Stopped
-            pause = min(5.0, pause * 2)
+            pause = min(LAST_PAUSE_SECONDS, pause * 2)
 
     # --- what the control loop sets in motion, each in a thread of its own --------------------------------------
 
@@ -340,17 +441,27 @@ class Application:
             # Whoever reloads the machine's firewall drops our rule with all others.
             self._site.prepare()
             self._gates.refresh()
-            removed = sweep(
-                runtime=self._site.engine,
-                folders=self._folders,
-                clock=self._clock,
-                run_is_open=self._runs.is_open,
-                job_is_open=self._runs.job_is_open,
-            )
+            swept = sweep_of(
+                self._settings, self._site, folders=self._folders, clock=self._ages, runs=self._runs
+            ).do()
         except Exception as error:  # noqa: BLE001 - the control loop decides what an error means
             self._post(SweepDone(0, error))
         else:
-            self._post(SweepDone(removed, None))
+            self._post(SweepDone(len(swept.removed), swept.error, swept.left_images))
+
+    def _note_pull(self, reference: str, image: PinnedImage) -> None:
+        now = self._clock.now()
+        self._post(
+            ImagePulled(
+                PulledImage(
+                    image_id=image.image_id,
+                    reference=reference,
+                    digest=image.digest,
+                    pulled_at=now,
+                    used_at=now,
+                )
+            )
+        )
 
     def _watch_engine(self) -> None:
         while True:
@@ -363,8 +474,21 @@ class Application:
                 self._post(EngineLost(str(error)))
             time.sleep(WATCH_AGAIN_SECONDS)
 
+    def _watch_space(self) -> None:
+        while True:
+            time.sleep(SPACE_SECONDS)
+            self._look_at_space()
+
+    def _look_at_space(self) -> None:
+        places = places_of(self._settings.state_dir, self._host.data_root)
+        found = shortage(places, least=self._settings.limits.min_free_disk)
+        if found != self._shortage:
+            self._shortage = found
+            self._post(SpaceSeen(found))
+
     def _find_node_facts(self) -> None:
         if not self._settings.share.node_facts:
+            self._post(NodeFactsReady({}))
             return
         facts = node_facts(
             self._settings.databases,
@@ -390,11 +514,16 @@ class Application:
             written_at=self._clock.now(),
             **asdict(snapshot),
         )
-        with suppress(OSError):  # on a full disk the sign of life grows old, and that is all
-            presence.write(self._settings.state_dir, said)
+        with suppress(OSError):  # `status` sees by itself that it grows old, and why
+            self._presence.write(said)
 
 
 # --- before the first run ------------------------------------------------------------------------------------
+
+
+def _warn_of_names(policy: Policy) -> None:
+    if has_user_names(policy):
+        log.warning("user_names_not_told", rule="policy.users", reason=NAMES_NOT_TOLD)
 
 
 def _prepare_state_dir(settings: Settings) -> None:
@@ -489,5 +618,10 @@ def _waiting_for(what: str, problem: str) -> Snapshot:
 def _in_one_line(snapshot: Snapshot) -> str:
     presence_word = "online" if snapshot.online else "offline"
     counts = f"{snapshot.working} working, {snapshot.waiting} waiting, {snapshot.owed} reports owed"
-    problem = snapshot.server_problem or snapshot.engine_problem
+    problem = (
+        snapshot.disk_problem
+        or snapshot.server_problem
+        or snapshot.engine_problem
+        or snapshot.company_problem
+    )
     return f"{presence_word}; {counts}" + (f"; {problem}" if problem else "")

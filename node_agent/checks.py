@@ -16,11 +16,11 @@ from node_agent.domain.policy import Policy
 from node_agent.domain.ports import NodeIdentity
 from node_agent.domain.verdict import NAMES_NOT_TOLD, has_user_names
 from node_agent.errors import ConfigError, NodeAgentError
+from node_agent.space import memory_for_runs
 
 OLDEST_ENGINE: Final = (20, 10)
 SKEW_SECONDS: Final = 60.0
 """Tokens live for hours: a clock wrong by less does no harm."""
-LEAST_FREE: Final = 512 * 2**20
 _GIB: Final = 2**30
 _ENGINE_LIMITS: Final[Mapping[str, str]] = {
     "MemoryLimit": "memory",
@@ -120,10 +120,8 @@ def judge_disk(facts: FolderFacts, limits: LimitsSection) -> CheckResult:
     """Judge the free space against what the runs may write at once."""
     most = limits.concurrent_runs * (2 * limits.output_size + limits.tmp_size)
     free = f"{facts.free_bytes / _GIB:.1f} GiB free"
-    if facts.free_bytes < LEAST_FREE:
-        return _fail(
-            "disk", free, f"Free some space where {facts.path} is; under 0.5 GiB nothing is started safely."
-        )
+    if facts.free_bytes < limits.min_free_disk:
+        return _fail("disk", f"{free}, and {_no_run_begins(limits)}", f"Free some space where {facts.path} is.")
     if facts.free_bytes < most:
         return _warning(
             "disk",
@@ -131,6 +129,18 @@ def judge_disk(facts: FolderFacts, limits: LimitsSection) -> CheckResult:
             "Free some space, or lower limits.output_size, limits.tmp_size or limits.concurrent_runs.",
         )
     return _fine("disk", free)
+
+
+def judge_engine_disk(data_root: Path, free_bytes: int, limits: LimitsSection) -> CheckResult:
+    """Judge the free space where the engine keeps images and containers."""
+    found = f"{free_bytes / _GIB:.1f} GiB free in {data_root}"
+    if free_bytes < limits.min_free_disk:
+        return _fail("engine disk", f"{found}, and {_no_run_begins(limits)}", "Free some space there.")
+    return _fine("engine disk", found)
+
+
+def _no_run_begins(limits: LimitsSection) -> str:
+    return f"no run begins under {limits.min_free_disk / _GIB:.3g} GiB (limits.min_free_disk)"
 
 
 def judge_agent(pid: int | None) -> CheckResult:
@@ -171,14 +181,26 @@ def _judge_capacity(facts: Mapping[str, Any], limits: LimitsSection) -> CheckRes
             f"limits.cpus is {limits.cpus:g}, the engine has {cores} and refuses more",
             f"Set limits.cpus to {cores} or less.",
         )
-    if memory and limits.memory * limits.concurrent_runs > memory:
-        return _warning(
-            "capacity",
-            f"{limits.concurrent_runs} runs may use {limits.memory * limits.concurrent_runs / _GIB:.1f} GiB of memory, "
-            f"the engine has {memory / _GIB:.1f} GiB",
-            "Lower limits.memory or limits.concurrent_runs.",
-        )
+    doubt = _memory_doubt(limits, memory)
+    if doubt:
+        return _warning("capacity", doubt, "Lower limits.memory, limits.total_memory or limits.concurrent_runs.")
     return _fine("capacity", f"{cores} CPUs and {memory / _GIB:.1f} GiB of memory are enough for the limits")
+
+
+def _memory_doubt(limits: LimitsSection, machine: int) -> str:
+    has = f"the engine's machine has {machine / _GIB:.3g} GiB"
+    if machine and limits.memory > machine:
+        return f"limits.memory is {limits.memory / _GIB:.3g} GiB, {has}"
+    if machine and (limits.total_memory or 0) > machine:
+        return f"limits.total_memory is {(limits.total_memory or 0) / _GIB:.3g} GiB, {has}"
+    total = memory_for_runs(limits, machine_memory=machine or None)
+    fitting = limits.concurrent_runs if total is None else max(1, total // limits.memory)
+    if fitting < limits.concurrent_runs:
+        return (
+            f"at the same time {fitting} runs of {limits.memory / _GIB:.3g} GiB fit into the {(total or 0) / _GIB:.3g} GiB "
+            f"for all of them, not {limits.concurrent_runs}; further ones wait"
+        )
+    return ""
 
 
 def judge_firewall(*, loaded: bool, reason: str, accepted: bool) -> CheckResult:
@@ -198,14 +220,14 @@ def judge_firewall(*, loaded: bool, reason: str, accepted: bool) -> CheckResult:
 
 
 def judge_isolation(refused: Sequence[str], accepted: Sequence[str]) -> CheckResult:
-    """Judge what a container of ours could reach; *accepted* is what network.accept_open_host puts up with."""
+    """Judge what a container of ours could reach; *accepted* is what the owner puts up with."""
     if refused:
         return _fail("isolation", "algorithms would not be shut in", "Do what is said above.", refused)
     if accepted:
         return CheckResult(
             name="isolation",
             verdict=Verdict.WARNING,
-            found="algorithms can reach services of this host, and network.accept_open_host accepts it",
+            found="not all is closed, and network.accept_open_host or limits.accept_unenforced accepts it",
             faults=tuple(accepted),
         )
     return _fine("isolation", "a container like a run's reached nothing")

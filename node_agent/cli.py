@@ -80,12 +80,12 @@ def run(parts: "Parts", config: Path) -> None:
     """Run the agent in the foreground.
 
     SIGTERM stops the agent and leaves containers running; the next start adopts them. A second SIGTERM stops it at
-    once. The log goes to standard error.
+    once. SIGHUP has it read its configuration again. The log goes to standard error.
     """
-    from node_agent import logs
+    from node_agent.reloading import set_up_log
 
     settings = parts.load(config)
-    logs.set_up(level=settings.logging.level, form=settings.logging.format, secrets=settings.secrets)
+    set_up_log(settings)
     parts.run(settings)
 
 
@@ -173,7 +173,10 @@ def runs(parts: "Parts", config: Path, *, as_json: bool, limit: int) -> None:
 
     It works while the agent runs.
     """
-    history = parts.history(parts.load_place(config).state_dir, limit)
+    state_dir = parts.load_place(config).state_dir
+    history = parts.history(state_dir, limit)
+    if any(row["state"] == "received" for row in history):
+        history = screen.with_queue(history, parts.sight(state_dir))
     if as_json:
         click.echo(screen.as_json([screen.with_times(row) for row in history]))
         return
@@ -243,6 +246,32 @@ def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
         f"The agent has ended, but {len(left)} runs are not reported; its next start goes on with them."
     )
     raise click.exceptions.Exit(EXIT_FAILING)
+
+
+@commands.command(
+    epilog=examples(
+        "prune -c /etc/node-agent/alpha.yaml --dry-run", "prune -c /etc/node-agent/alpha.yaml --json"
+    )
+)
+@config_option
+@json_option
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@click.pass_obj
+def prune(parts: "Parts", config: Path, *, as_json: bool, dry_run: bool) -> None:
+    """Remove what may go.
+
+    Containers, networks, volumes and folders of this agent that belong to no open run, images it pulled that nobody used for
+    long (images.keep, images.disk_pressure), and runs that are long over (keep.runs). A running agent does it itself, now
+    and not only from time to time. Nothing without the agent's label is touched. Exit code 1 when something had to stay.
+    """
+    settings = parts.load_place(config)
+    pruned = parts.would_go(settings) if dry_run else parts.prune(settings)
+    if as_json:
+        click.echo(screen.as_json(screen.pruned_facts(pruned)))
+    else:
+        click.echo("\n".join(screen.pruned_lines(pruned, future=dry_run)))
+    if pruned.left:
+        raise click.exceptions.Exit(EXIT_FAILING)
 
 
 @commands.group()
@@ -428,6 +457,10 @@ def _report(error: Exception) -> int:
 
 
 def _explain(error: NodeAgentError) -> None:
+    from node_agent import lean
+
+    lean.leave_rich_out()
+    lean.share_arenas()
     from node_agent import logs
 
     if logs.writes_json():

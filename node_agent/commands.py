@@ -22,6 +22,7 @@ from node_agent.errors import NodeAgentError
 if TYPE_CHECKING:
     from node_agent.domain.ports import NodeIdentity
     from node_agent.encryption import KeyFacts, Upload
+    from node_agent.pruning import Pruned
     from node_agent.server.address import ServerAddress
     from node_agent.server.client import HttpServer
     from node_agent.service import RunningAgent
@@ -47,6 +48,9 @@ class Parts:
     upload_key: Callable[[Settings], "Upload"]
     replace_key: Callable[[Settings], "Upload"]
     """Like upload_key, whatever the server has."""
+    would_go: Callable[[Settings], "Pruned"]
+    """What `prune` would remove; nothing is touched."""
+    prune: Callable[[Settings], "Pruned"]
     ensure_network: Callable[[Settings], str]
     remove_network: Callable[[Settings], str]
 
@@ -115,6 +119,25 @@ def replace_key(settings: Settings) -> "Upload":
 
     _quiet()
     return encryption.replace_key(settings)
+
+
+# --- prune -----------------------------------------------------------------------------------------------------
+
+
+def would_go(settings: Settings) -> "Pruned":
+    """Say what would go now."""
+    from node_agent import app, pruning
+
+    _quiet()
+    return pruning.would_go(settings, app.SystemClock())
+
+
+def prune(settings: Settings) -> "Pruned":
+    """Remove what may go, or have the running agent do it."""
+    from node_agent import app, pruning
+
+    _quiet()
+    return pruning.prune(settings, app.SystemClock())
 
 
 # --- network ---------------------------------------------------------------------------------------------------
@@ -204,15 +227,21 @@ def _check_key(settings: Settings) -> Iterator[CheckResult]:
 
 def _check_engine(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
     from node_agent.runtime.connection import EngineConnection
+    from node_agent.runtime.host import host_of
 
+    connection = EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS)
     try:
-        with EngineConnection(settings.docker_host, seconds=_ENGINE_SECONDS).client() as client:
+        with connection.client() as client:
             facts = client.info()
+        host = host_of(connection)
     except NodeAgentError as error:
         yield checks.failed("engine", error)
         yield checks.skipped("isolation", "the engine does not answer")
         return
     yield from checks.judge_engine(facts, settings.limits)
+    if host.data_root is not None:
+        free = shutil.disk_usage(host.data_root).free
+        yield checks.judge_engine_disk(host.data_root, free, settings.limits)
     yield from _check_gpus(settings, facts)
     if pid is not None:
         yield checks.skipped("isolation", "the running agent has proven it at its start")
@@ -242,7 +271,7 @@ def _check_gates(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
-    from node_agent.runtime.probe import Check, probe_isolation
+    from node_agent.runtime.probe import probe_isolation
     from node_agent.site import Site
 
     site = Site.of(settings)
@@ -258,7 +287,7 @@ def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
     except NodeAgentError as error:
         yield checks.failed("isolation", error)
         return
-    refused = report.without(frozenset({Check.HOST}) if accepting else frozenset()).findings
+    refused = report.without(site.accepted).findings
     accepted = [finding for finding in report.findings if finding not in refused]
     yield checks.judge_isolation(
         [str(finding) for finding in refused], [str(finding) for finding in accepted]
@@ -332,6 +361,8 @@ PARTS: Final = Parts(
     show_key=show_key,
     upload_key=upload_key,
     replace_key=replace_key,
+    would_go=would_go,
+    prune=prune,
     ensure_network=ensure_network,
     remove_network=remove_network,
 )

@@ -12,7 +12,9 @@ knows how an error is shown: the command line chooses the exit code by class, th
         RegistryUnreachable
         StoreUnreachable
         BlobUnreadable
-        DiskFull
+        DiskUnwritable
+          DiskFull
+            EngineDiskFull
       RunFailed              the researcher: the run is over and the text says why
         NotAllowed, ImageMissing, DatabaseMissing, InputUnreadable, KeyMissing,
         StartFailed, OutputTooLarge, TimeLimit, ContainerLost
@@ -50,7 +52,14 @@ class AccessDenied(NodeAgentError):
 
 
 class Transient(NodeAgentError):
-    """Something outside is away for now; the same step is tried again later."""
+    """Something outside is away for now; the same step is tried again later.
+
+    *after*: whoever refused asked to be left alone for so many seconds.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", after: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.after = after
 
 
 class ServerUnreachable(Transient):
@@ -73,8 +82,16 @@ class BlobUnreadable(Transient):
     """What should lie in the server's blob store is not there now, or came damaged."""
 
 
-class DiskFull(Transient):
-    """The state directory cannot take another byte."""
+class DiskUnwritable(Transient):
+    """The state directory cannot be written to now: read-only, locked, or broken."""
+
+
+class DiskFull(DiskUnwritable):
+    """A disk cannot take another byte."""
+
+
+class EngineDiskFull(DiskFull):
+    """The disk where the engine keeps its images is full, which need not be that of the state directory."""
 
 
 class RunFailed(NodeAgentError):

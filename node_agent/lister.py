@@ -7,7 +7,7 @@ nor the journal ever holds one. It decides nothing: what a listing means is the 
 import queue
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -15,11 +15,22 @@ from node_agent.domain.messages import ListingFailed, Message, RunsListed
 from node_agent.domain.ports import Clock, OpenRun, RunFolders, Server
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import InputUnreadable, NodeAgentError, Transient
+from node_agent.errors import InputUnreadable, NodeAgentError, ServerUnreachable, Transient
 
 log = structlog.get_logger()
 
+LISTING_SECONDS = 60.0
+"""While the server is away, a whole listing is tried so often; in between it is only knocked at."""
 _EVERYTHING = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """The server is away: why, how long it asked to be left alone, when a whole listing was last tried."""
+
+    error: ServerUnreachable
+    until: float
+    listed_at: float
 
 
 class Lister:
@@ -41,6 +52,7 @@ class Lister:
         self._post = post
         self._wishes: queue.SimpleQueue[TaskId | None] = queue.SimpleQueue()
         self._waiting: set[TaskId | None] = set()
+        self._silence: _Silence | None = None
 
     def ask(self, task_id: TaskId | None = _EVERYTHING) -> None:
         """Wish for the open runs of one task, or of all; called by the control thread."""
@@ -59,17 +71,41 @@ class Lister:
         self._waiting.discard(task_id)
         asked_at = self._clock.monotonic()
         try:
+            self._knock_first(asked_at)
             # closed, so that what it keeps on disk is gone also when an input could not be stored
             with closing(self._server.open_runs(task_id)) as listed:
                 runs = tuple(self._without_input(run) for run in listed)
         except NodeAgentError as error:
+            self._note(error, asked_at)
             self._post(ListingFailed(error, task_id))
         except Exception as error:
             # A listing that stumbles over one run must not be the last one.
             log.exception("listing_bug")
             self._post(ListingFailed(Transient(f"A listing failed ({type(error).__name__})."), task_id))
         else:
+            self._silence = None
             self._post(RunsListed(runs, complete=task_id is _EVERYTHING, asked_at=asked_at))
+
+    def _knock_first(self, now: float) -> None:
+        """While the server is away, ask for next to nothing; now and then for all of it, in case only that works."""
+        if self._silence is None:
+            return
+        if now < self._silence.until:
+            raise self._silence.error
+        if now < self._silence.listed_at + LISTING_SECONDS:
+            self._server.knock()
+
+    def _note(self, error: NodeAgentError, now: float) -> None:
+        """Remember that the server is away, since when nothing but a knock was tried, and how long it wants to be left."""
+        if not isinstance(error, ServerUnreachable):
+            self._silence = None
+            return
+        before = self._silence
+        if before is not None and now < before.until:
+            return
+        recent = before is not None and now < before.listed_at + LISTING_SECONDS
+        listed_at = before.listed_at if before is not None and recent else now
+        self._silence = _Silence(error, until=now + error.after, listed_at=listed_at)
 
     def _without_input(self, run: OpenRun) -> OpenRun:
         """Store the input of a run that is new here; what lies in a blob store is fetched once the run is admitted."""

@@ -1,13 +1,14 @@
 """The agent's own log: fixed event names with facts; readable on a terminal, one JSON object a line elsewhere.
 
 Owns the form of a line, the vocabulary of event names, and the last defence against secrets in it. Must not
-know what the agent does. Everything goes to standard error; standard output belongs to the answers of commands.
+know what the agent does. Everything goes to standard error, or into the machine's journal where that ends there;
+standard output belongs to the answers of commands.
 """
 
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TextIO, cast
@@ -48,11 +49,22 @@ EVENTS: Mapping[str, str] = {
     "agent_ready": "The agent is logged in, the network is proven, work begins.",
     "agent_starting": "The agent starts.",
     "agent_stopped": "The agent has ended as asked.",
+    "another_agent_left": "The other agent with this node's API key went offline.",
+    "another_agent_noticed": "Another agent is online with this node's API key (`sign` says how that was seen); runs are"
+    " taken with care.",
+    "configuration_reloaded": "The configuration was read again; `settings` names what changed and counts from now on.",
+    "container_left_behind": "A run that never started ends while the engine is away; its container is removed later.",
     "database_columns_unknown": "The column names of a database could not be read; the server is not told any.",
+    "disk_back": "Everything that could not be written to disk was written; the work goes on.",
+    "disk_lost": "The disk does not take what has to be written (`reason`); nothing is lost, it is tried until it does.",
+    "disk_still_lost": "The disk takes nothing since so many `seconds`; said once an hour.",
+    "disk_unsteady": "The disk takes things and then not, again and again; more is said once that settles.",
     "egress_listening": "The way outside (egress.allow) is open to algorithms.",
     "egress_refused": "An algorithm asked for a place outside that no rule allows; it got 403.",
     "egress_used": "An algorithm reached a place outside that a rule allows.",
     "engine_back": "The container engine answers (again).",
+    "engine_still_lost": "The container engine does not answer since so many `seconds`; said once an hour.",
+    "engine_unsteady": "The container engine comes and goes; nothing more is said of it until that has settled.",
     "engine_lost": "The container engine does not answer; it is asked again until it does.",
     "event_dropped": "A courtesy message to the server was not sent.",
     "event_ignored": "The server sent an event that cannot be understood.",
@@ -65,16 +77,21 @@ EVENTS: Mapping[str, str] = {
     "input_fetched": "The input of a run was fetched from the server's blob store.",
     "isolation_open": "The proof of isolation found something open.",
     "isolation_proven": "A container like a run's could reach nothing it must not reach.",
+    "journal_pruned": "The journal forgot runs that were over for longer than keep.runs.",
     "library_message": "A library below the agent said something; `logger` names it.",
     "listing_bug": "Asking the server for open runs failed because of a mistake of ours; it is asked again.",
     "live_log_interrupted": "The log of a run cannot be followed now; it is tried again, and the final log is whole.",
+    "phase_too_long": "A run took too long to begin: `phase` is pull or start (limits.pull_time, limits.start_time).",
     "proxy_failed": "A call of an algorithm failed because of a mistake of ours; the algorithm got 500.",
     "proxy_left_sealed": "A result that an algorithm asked for cannot be opened with this key; it was passed as it is.",
     "proxy_listening": "The proxy can be reached by algorithms.",
     "proxy_refused": "A call of an algorithm was refused by the proxy.",
     "proxy_request": "A call of an algorithm was passed to the server.",
     "public_key_uploaded": "The server was given the public key of this organization.",
+    "reload_bug": "Reading the configuration again failed because of a mistake of ours; the old settings stay.",
+    "reload_refused": "The configuration that was read again has `faults`; the old settings stay.",
     "report_refused": "The server takes no final report for this run any more; the run is over.",
+    "restart_needed": "After a reload: `settings` names what changed and counts only after a restart.",
     "result_stored": "The result of a run lies in the server's blob store; `blob` names it. The report follows.",
     "run_advanced": "A run moved to its next state.",
     "run_allowed": "The policy allows the run, on the content that will run; `rule` is the one that decided.",
@@ -84,9 +101,15 @@ EVENTS: Mapping[str, str] = {
     "run_received": "The server has a new run for this node.",
     "run_refused": "The policy refuses the run; `rule` is the one that decided.",
     "runs_taken_up": "After a start: how many runs the journal holds that are not over.",
+    "runs_wait": "Runs wait, and why (`cause`: slots, memory, parents, disk, engine, drain).",
+    "runs_wait_no_longer": "No run has to wait any more.",
     "sandbox_bug": "The sandbox's server could not answer a call because of a mistake of ours; it answered 500.",
     "server_back": "The server answers (again).",
     "server_call": "A call to the server and how long it took.",
+    "server_still_lost": "The server does not answer since so many `seconds`; said once an hour.",
+    "server_still_offline": "The connection for events is gone since so many `seconds`; said once an hour.",
+    "server_unsteady": "The server comes and goes; nothing more is said of it until that has settled.",
+    "connection_unsteady": "The connection for events comes and goes; nothing more is said of it until that has settled.",
     "server_lost": "The server does not answer; it is asked again until it does.",
     "server_offline": "The connection for events is gone; it is made again.",
     "server_online": "The connection for events stands, the node is shown online.",
@@ -98,7 +121,9 @@ EVENTS: Mapping[str, str] = {
     "step_bug": "A step of a run failed because of a mistake of ours.",
     "step_postponed": "A step of a run could not be done now and is tried again.",
     "stop_asked": "Somebody asked the agent to end; `how` is stop, now or drain.",
-    "strays_removed": "Containers and folders of ours that belong to no open run were removed.",
+    "stray_removed": "A container, folder, network, volume or image went that nothing needs any more; `why` says the reason.",
+    "stray_stays": "Something that may go could not be removed now; it is tried again.",
+    "strays_removed": "Things of ours that nothing needs any more were removed: how many.",
     "sweep_bug": "Looking for strays failed because of a mistake of ours.",
     "trouble": "Something outside is in the way; the same thing is tried again.",
     "tunnel_refused": "A tunnel is not made: the far machine shows another host key than the pinned one.",
@@ -107,11 +132,25 @@ EVENTS: Mapping[str, str] = {
 """Every event name the agent writes, with what it says; the documentation lists the same."""
 
 
-def set_up(*, level: str, form: str, secrets: Iterable[Secret] = (), stream: TextIO | None = None) -> None:
-    """Configure logging for this process; *form* is auto, console or json, *secrets* are masked everywhere."""
+Journal = Callable[[Mapping[str, Any]], bool]
+"""Takes an event in; False when it has to be written as a line after all."""
+
+
+def set_up(
+    *,
+    level: str,
+    form: str,
+    secrets: Iterable[Secret] = (),
+    stream: TextIO | None = None,
+    journal: Journal | None = None,
+) -> None:
+    """Configure logging for this process; *form* is auto, console or json, *secrets* are masked everywhere.
+
+    May be repeated at any time, also while other threads write.
+    """
     target = sys.stderr if stream is None else stream
     structlog.configure(
-        processors=[*_common(secrets), *_last(form, target)],
+        processors=[*_common(secrets), *_last(form, target, journal)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Sink(target))),
         cache_logger_on_first_use=False,
@@ -142,10 +181,18 @@ def _common(secrets: Iterable[Secret]) -> list[Processor]:
     ]
 
 
-def _last(form: str, stream: TextIO) -> list[Processor]:
+def _last(form: str, stream: TextIO, journal: Journal | None) -> list[Processor]:
     if form == "console" or (form == "auto" and stream.isatty()):
         return [_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)]
-    return [structlog.processors.JSONRenderer(ensure_ascii=False)]
+    line = structlog.processors.JSONRenderer(ensure_ascii=False)
+    return [line] if journal is None or form == "json" else [_one_line, partial(_into, journal), line]
+
+
+def _into(journal: Journal, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Give an event to the journal; only what it does not take becomes a line."""
+    if journal(event):
+        raise structlog.DropEvent
+    return event
 
 
 def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -1,4 +1,7 @@
-"""The threads that do steps: a fixed number of them, so that threads do not grow with runs."""
+"""The threads that do steps: as many as the settings ask for, so that threads do not grow with runs.
+
+Reports have threads of their own: a server that takes its time over results keeps no run from starting or ending.
+"""
 
 import queue
 import threading
@@ -6,7 +9,10 @@ from collections.abc import Callable
 
 from node_agent.domain.messages import Message, StepDone
 from node_agent.domain.run import Run
+from node_agent.outbox import AT_ONCE
 from node_agent.steps import STEP_FUNCTIONS, Ports
+
+Lane = queue.SimpleQueue[tuple[str, Run, Ports]]
 
 
 class StepPool:
@@ -15,26 +21,39 @@ class StepPool:
     def __init__(self, *, ports: Ports, post: Callable[[Message], None], threads: int) -> None:
         self._ports = ports
         self._post = post
-        self._waiting: queue.SimpleQueue[tuple[str, Run]] = queue.SimpleQueue()
-        self._threads = [
-            # Daemons: a pull in flight must not hold up the end of the process.
-            threading.Thread(target=self._serve_forever, name=f"step-{number}", daemon=True)
-            for number in range(threads)
-        ]
+        self._steps, self._reports = Lane(), Lane()
+        self._threads = threads
+        self._started: dict[str, int] = {}
 
     def start(self) -> None:
         """Start the threads; they end with the process."""
-        for thread in self._threads:
-            thread.start()
+        self._start("step", self._steps, self._threads)
+        self._start("report", self._reports, AT_ONCE)
+
+    def _start(self, name: str, lane: Lane, threads: int) -> None:
+        started = self._started.get(name, 0)
+        for number in range(started, threads):
+            # Daemons: a pull in flight must not hold up the end of the process.
+            threading.Thread(
+                target=self._serve_forever, args=(lane,), name=f"{name}-{number}", daemon=True
+            ).start()
+        self._started[name] = max(started, threads)
+
+    def renew(self, *, ports: Ports, threads: int) -> None:
+        """Do the steps submitted from now on with *ports*; the threads may become more, never fewer."""
+        self._ports = ports
+        self._threads = threads
+        self.start()
 
     def submit(self, step: str, run: Run) -> None:
         """Have a step done as soon as a thread is free."""
-        self._waiting.put((step, run))
+        lane = self._reports if step == "report" else self._steps
+        lane.put((step, run, self._ports))
 
-    def _serve_forever(self) -> None:
+    def _serve_forever(self, lane: Lane) -> None:
         while True:
-            step, run = self._waiting.get()
-            self._post(do_step(step, run, self._ports))
+            step, run, ports = lane.get()
+            self._post(do_step(step, run, ports))
 
 
 def do_step(step: str, run: Run, ports: Ports) -> StepDone:

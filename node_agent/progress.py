@@ -3,26 +3,40 @@
 Everything here happens in the control thread and waits for nothing. Only here is the journal written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 
 import structlog
 
-from node_agent.availability import Outside
+from node_agent.availability import JOURNAL, Outside
 from node_agent.domain.lifecycle import Advance, StepResult, Wait, advance, code_of, next_step, status_of
 from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
-from node_agent.errors import AccessDenied, RunClosed, RunFailed, ServerUnreachable, Transient
+from node_agent.errors import (
+    AccessDenied,
+    DiskUnwritable,
+    EngineDiskFull,
+    RegistryUnreachable,
+    RunClosed,
+    RunFailed,
+    ServerUnreachable,
+    Transient,
+)
+from node_agent.outbox import Outbox
+from node_agent.phases import PhaseWatch
 from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
+from node_agent.waiting import WaitingRoom
 
 log = structlog.get_logger()
 
 MAX_BACKOFF_SECONDS = 30.0
+MAX_DISK_SECONDS = 4.0  # to try the state directory again costs nobody else anything
+MAX_REGISTRY_SECONDS = 4.0  # nothing but the next try finds out that a registry is back
 SETTLE_SECONDS = 1.0
 
-_ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "stop", "remove"})
+_ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "remove"})
 """Steps that end well only when the engine answered."""
 
 
@@ -38,7 +52,9 @@ class Progress:
         clock: Clock,
         outside: Outside,
         submit: Callable[[str, Run], None],
-        concurrent_runs: int,
+        outbox: Outbox,
+        room: WaitingRoom,
+        phases: PhaseWatch,
     ) -> None:
         self._runs = runs
         self._journal = journal
@@ -46,13 +62,16 @@ class Progress:
         self._clock = clock
         self._outside = outside
         self._submit = submit
-        self._concurrent_runs = concurrent_runs
+        self._outbox = outbox
+        self._room = room
+        self._phases = phases
         self._learned_at: dict[RunId, float] = {}
         self._ended_at: dict[RunId, float] = {}
         self._due: dict[RunId, float] = {}
         self._busy: set[RunId] = set()
         self._retries: dict[RunId, int] = {}
         self._suspects: set[RunId] = set()
+        self._listed: frozenset[RunId] | None = None
         self._quiet: set[RunId] = set()
         self._report_after: dict[RunId, float] = {}
         self.ended = 0
@@ -61,11 +80,17 @@ class Progress:
     def load(self) -> None:
         """Take up every open run of the journal."""
         for run in self._journal.load():
-            self._runs.keep(run)
+            self._runs.keep(self._counted(run))
             self._learned_at[run.id] = float("-inf")
             self._due[run.id] = 0.0
         if self._runs:
             log.info("runs_taken_up", runs=len(self._runs))
+
+    def _counted(self, run: Run) -> Run:
+        """Give a run something to count its time from, when the machine started anew or an older agent wrote it down."""
+        now = self._clock.mark()
+        known = run.entered is not None and run.entered.boot == now.boot
+        return run if known else replace(run, entered=now)
 
     @property
     def is_busy(self) -> bool:
@@ -76,14 +101,14 @@ class Progress:
         """Say when a run that waits for time is due; None when none does."""
         now = self._clock.monotonic()
         waking = [at for run_id, at in self._due.items() if run_id not in self._busy and at > now]
-        return min(waking, default=None)
+        paused = self._outbox.next_at(now)
+        return min(waking if paused is None else [*waking, paused], default=None)
 
     # --- choosing steps ---------------------------------------------------------------------------------------
 
     def dispatch(self, *, draining: bool) -> None:
         """Set the next step of every run in motion that is due; while draining, none that would begin."""
         now = self._clock.monotonic()
-        free = self._free_slots()
         for run_id in sorted(
             run_id for run_id, at in self._due.items() if at <= now and run_id not in self._busy
         ):
@@ -91,50 +116,48 @@ class Progress:
             step = self._choose(run)
             if step == "report" and now < self._report_after.get(run_id, now):
                 continue
-            if step == "admit":
-                if free <= 0 or (draining and not self._is_awaited(run)):
-                    continue
-                free -= 1
             del self._due[run_id]
-            if step is not None:
-                self._busy.add(run_id)
-                self._submit(step, run)
+            if step == "admit":
+                self._room.enter(run)
+            elif step == "report":
+                self._outbox.enter(run)
+            elif step is not None:
+                self._room.leave(run_id)
+                self._set_in_motion(step, run)
+        for run in self._outbox.begin(now):
+            self._set_in_motion("report", run)
+        for run in self._room.begin_awaited() if draining else self._room.begin():
+            self._set_in_motion("admit", run)
 
-    def _is_awaited(self, run: Run) -> bool:
-        """Tell whether running work waits for this run: without its subtasks it would never end."""
-        return any(
-            other.task.id == run.task.parent_id and other.state > State.RECEIVED for other in self._runs
-        )
+    def _set_in_motion(self, step: str, run: Run) -> None:
+        self._busy.add(run.id)
+        self._submit(step, run)
 
     def _choose(self, run: Run) -> str | None:
         if run.id in self._suspects and run.ending is None and run.state < State.FINISHED:
             return "verify"
         return next_step(run, may_announce=run.id not in self._quiet)
 
-    def _free_slots(self) -> int:
-        return self._concurrent_runs - self._runs.count(self._holds_slot)
-
-    def _holds_slot(self, run: Run) -> bool:
-        if run.state is State.RECEIVED:
-            return run.id in self._busy
-        # A parent waits for its subtasks: if it held a slot, they might never get one.
-        return State.ADMITTED <= run.state <= State.RUNNING and not run.has_subtasks
-
     # --- what came of a step ----------------------------------------------------------------------------------
 
     def step_done(self, done: StepDone) -> None:
         """Take in what came of a step."""
         self._busy.discard(done.run_id)
+        self._room.leave(done.run_id)
         run = self._runs[done.run_id]
+        if done.step == "report":
+            self._outbox.came_back(run.id)
         if done.step == "verify":
             self._suspects.discard(run.id)
         if done.error is None:
             self._step_succeeded(run, done.step, done.result)
         else:
             self._step_failed(run, done.step, done.error)
+        if not isinstance(done.error, DiskUnwritable):
+            self.disk_served(run.id)
 
     def _step_succeeded(self, run: Run, step: str, result: StepResult | None) -> None:
-        self._retries.pop(run.id, None)
+        self._phases.note(run.id, "")
         if step in _ENGINE_STEPS:
             self._outside.engine.back()
         if step != "announce":
@@ -145,10 +168,14 @@ class Progress:
             self.record(run, replace(run, **result.facts))
             if result.seconds is not None:
                 self.make_due(run.id, after=result.seconds)
+        # only now: on a full disk nothing can be written down, and the pauses must grow
+        self._retries.pop(run.id, None)
+        if step == "report" and run.outcome is not Outcome.CLOSED:
+            self.server_answered()
 
     def _move(self, run: Run, step: Advance) -> None:
         # The run may have got an ending while the step was under way: keep it.
-        moved = advance(run, step)
+        moved = replace(advance(run, step), entered=self._clock.mark())
         self.record(run, moved)
         log_of(moved).info(
             "run_advanced",
@@ -158,6 +185,8 @@ class Progress:
             **_what_is_new(moved),
         )
         self.make_due(run.id)
+        if moved.state is State.REPORTED:
+            self._outbox.forget(moved.id)
         if moved.state is State.REMOVED:
             self._forget(moved)
 
@@ -184,7 +213,8 @@ class Progress:
         """How the run ends is decided: what the server refuses for good is over, everything else is tried again."""
         if step == "report" and isinstance(error, RunClosed):
             log_of(run).info("report_refused", reason=str(error))
-            self._move(run, Advance(State.REPORTED, {}))
+            self._move(run, Advance(State.REPORTED, {"refusal": str(error)}))
+            self.server_answered()
             return
         log_of(run).error("step_bug", step=step, exc_info=error)
         self.try_again(run, step, Transient(str(error)))
@@ -200,9 +230,13 @@ class Progress:
         """Repeat a step later; the pauses grow."""
         if step == "announce":
             self._quiet.add(run.id)  # a courtesy must not hold the run up
-        self._outside.trouble(error)
+        else:
+            self._phases.note(run.id, error.message)
+        if step == "report":
+            self._outbox.failed(run.id, str(error), now=self._clock.monotonic())
+        self._outside.trouble(error, of=run.id)
         tries = self._retries[run.id] = self._retries.get(run.id, 0) + 1
-        seconds = 0.0 if step == "announce" else min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(tries, 10))
+        seconds = 0.0 if step == "announce" else _pause_after(error, tries)
         log_of(run).debug("step_postponed", step=step, tries=tries, seconds=seconds, reason=str(error))
         self.make_due(run.id, after=seconds)
 
@@ -213,6 +247,7 @@ class Progress:
         if after == before:
             return
         self._journal.update(before, after, at=self._clock.now())
+        self.disk_served(JOURNAL)
         self._runs.keep(after)
         if after.announced is not before.announced:
             self._channel.tell_status(StatusChange(run=after, status=after.announced))
@@ -223,6 +258,7 @@ class Progress:
         self._runs.drop(run.id)
         for known in (self._learned_at, self._due, self._retries, self._report_after):
             known.pop(run.id, None)
+        self._outbox.forget(run.id)
         self._quiet.discard(run.id)
         self._suspects.discard(run.id)
 
@@ -236,9 +272,40 @@ class Progress:
         """Let the server take in what was just sent of a run's log: coming late, it would replace the final one."""
         self._report_after[run_id] = self._clock.monotonic() + SETTLE_SECONDS
 
+    def server_answered(self) -> None:
+        """Note that the server answers; if that is news, everything is tried again."""
+        if self._outside.server.back():
+            self._outbox.hurry()
+            self.try_everything_again()
+            self._channel.hurry()
+
+    def disk_served(self, whom: Hashable) -> None:
+        """Note that *whom* got everything written; if nobody misses anything now, everything is tried again."""
+        if self._outside.disk.served(whom):
+            self.try_everything_again()
+
+    def owed_bytes(self) -> int:
+        """Say how large results and logs of all owed reports are."""
+        return sum(self._outbox.size(run.id) for run in self._runs if run.state is State.FINISHED)
+
+    @property
+    def owed_problem(self) -> str:
+        """Why a report that was tried has not arrived; empty when all that were tried did."""
+        return self._outbox.problem
+
+    def next_report_at(self) -> float | None:
+        """Say when a report is tried next, in seconds since the epoch; None when none waits, or one is on its way."""
+        if self._outbox.is_sending:
+            return None
+        owed = [run.id for run in self._runs if run.state is State.FINISHED]
+        now = self._clock.monotonic()
+        times = [self._due.get(run_id, self._outbox.next_at(now)) for run_id in owed]
+        soonest = min((at for at in times if at is not None), default=None)
+        return None if soonest is None else self._clock.now() + max(0.0, soonest - now)
+
     def try_everything_again(self) -> None:
         """Forget every pause: what was away is back."""
-        self.make_due_where(lambda run: run.id in self._retries)
+        self.make_due_where(lambda run: run.id in self._retries and self._outbox.may_hurry(run.id))
 
     def make_due_where(self, condition: Callable[[Run], bool]) -> None:
         """Have every run looked at for which *condition* holds."""
@@ -246,23 +313,47 @@ class Progress:
             if condition(run):
                 self.make_due(run.id)
 
+    def prune(self, *, before: float) -> int:
+        """Have the journal forget runs that were over before that time, and say how many it forgot.
+
+        What the server lists now is never forgotten: it would be taken for new and done a second time.
+        """
+        return 0 if self._listed is None else self._journal.prune(before=before, spare=self._listed)
+
     # --- what the server lists --------------------------------------------------------------------------------
 
     def take_in_list(self, message: RunsListed) -> None:
         """Take in what is new in a list of open runs and, if it is complete, doubt what it does not show."""
         for listed in message.runs:
-            if not self._runs.is_open(listed.id):
+            known = self._runs.get(listed.id)
+            if known is None:
                 self._take_in(listed, asked_at=message.asked_at)
+            elif known.task.id != listed.task.id and not listed.fault:
+                self._displace(known)
         # No later list can have been asked for before this one.
         self._ended_at = {run: at for run, at in self._ended_at.items() if at >= message.asked_at}
         if message.complete:
-            self._suspect_absent({listed.id for listed in message.runs}, message.asked_at)
+            self._listed = frozenset(listed.id for listed in message.runs)
+            self._suspect_absent(self._listed, message.asked_at)
+
+    def _displace(self, run: Run) -> None:
+        """End a run whose number the server has given to a run of another task: nobody waits for this one any more.
+
+        That happens when a server is restored from an older backup. What the old run found must not reach whoever asks now.
+        """
+        reason = "The server has given the number of this run to a run of another task."
+        if run.state < State.FINISHED:
+            self.end(run, Outcome.CLOSED, reason)
+        elif run.state is State.FINISHED and run.id not in self._busy:
+            log_of(run).warning("report_refused", reason=reason)
+            self._move(run, Advance(State.REPORTED, {"refusal": reason}))
 
     def _take_in(self, listed: OpenRun, *, asked_at: float) -> None:
         run = Run(
             id=listed.id,
             task=listed.task,
             received_at=self._clock.now(),
+            entered=self._clock.mark(),
             fault=listed.fault,
             input_blob=listed.input_blob,
             announced=listed.status,
@@ -295,7 +386,7 @@ class Progress:
             self._journal.renew(run, at=self._clock.now())
         return is_another
 
-    def _suspect_absent(self, listed: set[RunId], asked_at: float) -> None:
+    def _suspect_absent(self, listed: Collection[RunId], asked_at: float) -> None:
         """Have the server asked about each run that the complete list does not show: it may be closed.
 
         The list may have shifted between two pages, so that absence alone proves nothing.
@@ -305,6 +396,19 @@ class Progress:
             if going and run.id not in listed and self._learned_at[run.id] < asked_at:
                 self._suspects.add(run.id)
                 self.make_due(run.id)
+
+
+def _pause_after(error: Transient, tries: int) -> float:
+    """Say how long to wait before the next try; never less than whoever refused has asked for."""
+    return max(error.after, min(_longest_pause(error), 0.5 * 2.0 ** min(tries, 10)))
+
+
+def _longest_pause(error: Transient) -> float:
+    if isinstance(error, RegistryUnreachable):
+        return MAX_REGISTRY_SECONDS
+    if isinstance(error, DiskUnwritable) and not isinstance(error, EngineDiskFull):
+        return MAX_DISK_SECONDS
+    return MAX_BACKOFF_SECONDS
 
 
 def _what_is_new(run: Run) -> dict[str, object]:

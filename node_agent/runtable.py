@@ -4,8 +4,10 @@ Written by the control thread alone. Other threads may ask the questions of the 
 look into a dictionary, so an answer is never half of one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from node_agent.domain.keeping import PulledImage
+from node_agent.domain.policy import parse_image
 from node_agent.domain.run import Run, RunId, State
 from node_agent.domain.task import JobKey
 
@@ -45,6 +47,15 @@ class RunTable:
             and any(request.label == label for request in run.task.databases)
         )
 
+    def needs_image(self, names: Sequence[PulledImage]) -> bool:
+        """Tell whether any open run is made from the image, or may turn out to be: it is pinned to none yet."""
+        contents = {name.image_id for name in names}
+        repositories = {_repository(name.reference) for name in names}
+        return any(
+            run.image_id in contents or (run.image_id is None and _repository(run.task.image) in repositories)
+            for run in list(self._runs.values())
+        )
+
     # --- what the control thread asks and does ----------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -77,3 +88,8 @@ class RunTable:
     def drop(self, run_id: RunId) -> None:
         """Let a run go that is REMOVED."""
         self._runs.pop(run_id, None)
+
+
+def _repository(reference: str) -> str:
+    image = parse_image(reference)
+    return reference if image is None else image.name

@@ -14,7 +14,16 @@ from typing import Any, Protocol
 import click
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_TIMES = ("received_at", "claimed_at", "started_at", "finished_at", "since", "written_at", "oldest_owed_at")
+_TIMES = (
+    "received_at",
+    "claimed_at",
+    "started_at",
+    "finished_at",
+    "since",
+    "written_at",
+    "oldest_owed_at",
+    "next_report_at",
+)
 _COLUMNS: Mapping[str, str] = {
     "run_id": "run",
     "task_id": "task",
@@ -40,6 +49,14 @@ class _Seen(Protocol):
     def pid(self) -> int | None: ...
     @property
     def presence(self) -> Any: ...
+    @property
+    def disk_free(self) -> int | None: ...
+    @property
+    def disk_read_only(self) -> bool: ...
+    @property
+    def silent_for(self) -> float: ...
+    @property
+    def is_silent(self) -> bool: ...
 
 
 def plain(text: object) -> str:
@@ -70,11 +87,32 @@ def _iso(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def with_queue(history: Iterable[Mapping[str, Any]], seen: _Seen) -> list[dict[str, Any]]:
+    """Give the rows with the place and the reason of every run that waits, as the running agent sees it."""
+    said = seen.presence
+    current = seen.running and said is not None and said.pid == seen.pid
+    places = {run: place for place, run in enumerate(said.queue, start=1)} if current else {}
+    why = said.waiting_for if current else "the agent is not running"
+    return [
+        {**row, "place": places.get(row["run_id"]), "waiting_for": why} if row["state"] == "received" else {**row}
+        for row in history
+    ]
+
+
 def run_rows(history: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Give the cells of the table of runs, its heading first."""
     rows = [list(_COLUMNS.values())]
-    rows += [[_cell(key, run.get(key)) for key in _COLUMNS] for run in history]
+    rows += [[_cell(key, {**run, "reason": _why(run)}.get(key)) for key in _COLUMNS] for run in history]
     return rows
+
+
+def _why(run: Mapping[str, Any]) -> str:
+    """Say why a run ended as it did, or why it waits."""
+    if not run.get("waiting_for"):
+        refusal = f"The server took no report: {run['refusal']}" if run.get("refusal") else ""
+        return " ".join(text for text in (run.get("reason"), refusal) if text)
+    place = f" (place {run['place']})" if run.get("place") else ""
+    return f"waits{place}: {run['waiting_for']}"
 
 
 def _cell(key: str, value: Any) -> str:
@@ -134,6 +172,10 @@ def status_facts(seen: _Seen) -> dict[str, Any]:
         "pid": seen.pid,
         "online": current and said.online,
         "busy": current and said.working > 0,
+        "disk_free": seen.disk_free,
+        "disk_read_only": seen.disk_read_only,
+        "silent_for": round(seen.silent_for, 1),
+        "silent": seen.is_silent,
     }
 
 
@@ -146,14 +188,18 @@ def status_lines(seen: _Seen) -> list[str]:
             *([] if said is None else [f"last    seen {moment(said.written_at)}", _owed(said)]),
         ]
     if said is None or said.pid != seen.pid:
-        return [f"agent   running (process {seen.pid}), still starting"]
+        return [f"agent   running (process {seen.pid}), still starting", *_disk(seen, "")]
     return [
         f"agent   running (process {seen.pid}, version {plain(said.version)}, since {moment(said.since)})"
         + (", draining" if said.draining else ""),
+        *_silence(seen),
         f"node    {plain(said.node) or 'not known yet'}",
         f"server  {'online' if said.online else 'offline'}{_because(said.server_problem)}",
+        *([f"beware  {plain(said.company_problem)}"] if said.company_problem else []),
         f"engine  {'away' if said.engine_problem else 'fine'}{_because(said.engine_problem)}",
+        *_disk(seen, said.disk_problem),
         f"runs    {said.waiting} waiting, {said.working} working, {said.finished} ended since the start",
+        *([f"waits   because {plain(said.waiting_for)}"] if said.waiting_for else []),
         _owed(said),
     ]
 
@@ -165,7 +211,35 @@ def _because(problem: str) -> str:
 def _owed(said: Any) -> str:
     if not said.owed:
         return "owed    nothing: the server has every final report"
-    return f"owed    {said.owed} final reports, the oldest since {moment(said.oldest_owed_at)}"
+    oldest = f"the oldest since {moment(said.oldest_owed_at)}"
+    last = f"; last try: {plain(said.owed_problem)}" if said.owed_problem else ""
+    following = f"; next try {moment(said.next_report_at)}" if said.next_report_at else ""
+    return f"owed    {said.owed} final reports, {oldest}, {_in_mebibytes(said.owed_bytes)}{last}{following}"
+
+
+def _silence(seen: _Seen) -> list[str]:
+    if not seen.is_silent:
+        return []
+    minutes = f"{seen.silent_for / 60:.0f} min" if seen.silent_for >= _MINUTE else f"{seen.silent_for:.0f} s"
+    stuck = "its state directory is read-only" if seen.disk_read_only else "the agent may be stuck"
+    return [f"silent  its last word came {minutes} ago: {stuck}; what follows is as old"]
+
+
+_MINUTE = 60
+
+
+def _disk(seen: _Seen, problem: str) -> list[str]:
+    """Say how the disk is: as the agent met it, and as it looks now."""
+    if seen.disk_free is None:
+        return []
+    now = "read-only" if seen.disk_read_only else f"{_in_mebibytes(seen.disk_free)} free"
+    if problem:
+        return [f"disk    cannot be written to ({now} now){_because(problem)}"]
+    return [f"disk    {'fine, ' if not seen.disk_read_only else ''}{now}"]
+
+
+def _in_mebibytes(size: int) -> str:
+    return f"{size / 1024 / 1024:,.1f} MiB"
 
 
 _SIGNS: Mapping[str, tuple[str, str]] = {
@@ -227,3 +301,31 @@ def upload_lines(done: Any) -> list[str]:
         f"The server has the public key now: {done.own.fingerprint}",
         f"It replaces:                        {plain(done.before)}",
     ]
+
+
+# --- prune ----------------------------------------------------------------------------------------------------
+
+
+def pruned_facts(pruned: Any) -> dict[str, Any]:
+    """Give what went, or would go, for another program."""
+    return {
+        "removed": [
+            {"kind": stray.kind, "name": stray.name, "why": str(stray.why)} for stray in pruned.strays
+        ],
+        "runs": pruned.runs,
+        "left": pruned.left,
+    }
+
+
+def pruned_lines(pruned: Any, *, future: bool) -> list[str]:
+    """Say what went, or would go, a line for each thing."""
+    verb = "would remove" if future else "removed"
+    lines = [f"{verb} {stray.kind} {plain(stray.name)}: {stray.why}" for stray in pruned.strays]
+    if pruned.runs:
+        lines.append(f"{verb} {pruned.runs} runs from the journal: {_OLD_RUNS}")
+    if pruned.left:
+        lines.append(plain(pruned.left))
+    return lines or ["There is nothing to remove."]
+
+
+_OLD_RUNS = "kept long enough"

@@ -1,4 +1,4 @@
-"""How the agent lives under a service manager: readiness, status, watchdog, and the signals that end it.
+"""How the agent lives under a service manager: readiness, status, watchdog, and what signals ask of it.
 
 Owns the wire form of systemd's notifications and the meaning of signals. Must not know what the agent does;
 without systemd every call here does nothing.
@@ -8,19 +8,23 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Final, Self
 
-from node_agent.domain.messages import StopAsked, StopKind
+from node_agent.domain.messages import PruneAsked, ReloadAsked, StopAsked, StopKind
 from node_agent.errors import ConfigError
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 DRAIN_SIGNAL: Final = signal.SIGUSR1
+RELOAD_SIGNAL: Final = signal.SIGHUP
+PRUNE_SIGNAL: Final = signal.SIGUSR2
 _LONGEST_STATUS: Final = 500
 
 Send = Callable[[bytes], None]
-Post = Callable[[StopAsked], None]
+Asked = StopAsked | ReloadAsked | PruneAsked
+Post = Callable[[Asked], None]
 
 
 class Notifier:
@@ -32,8 +36,14 @@ class Notifier:
         """How often `watchdog` must be called; None when nobody watches."""
 
     def ready(self) -> None:
-        """Say that the agent is up."""
+        """Say that the agent is up, or that it has read its configuration again."""
         self._send(b"READY=1")
+
+    def reloading(self) -> None:
+        """Say that the configuration is read again; `ready` says when that is over."""
+        # newer service managers tell by the moment which request is meant
+        moment = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={moment}".encode())
 
     def status(self, text: str) -> None:
         """Say in one line what the agent is doing."""
@@ -91,8 +101,8 @@ def _to_socket(address: str) -> Send:
     return send
 
 
-class StopSignals:
-    """Turns signals into messages: the first says stop, any further one says now, SIGUSR1 says drain."""
+class Signals:
+    """Turns signals into messages: the first says stop, any further one now; the others have one meaning each."""
 
     def __init__(self, post: Post) -> None:
         self._post = post
@@ -100,7 +110,12 @@ class StopSignals:
 
     def __call__(self, number: int, _frame: FrameType | None = None) -> None:
         """Post what the signal means."""
-        self._post(StopAsked(self._kind(number)))
+        self._post(self._meaning(number))
+
+    def _meaning(self, number: int) -> Asked:
+        if number == PRUNE_SIGNAL:
+            return PruneAsked()
+        return ReloadAsked() if number == RELOAD_SIGNAL else StopAsked(self._kind(number))
 
     def _kind(self, number: int) -> StopKind:
         if number == DRAIN_SIGNAL:
@@ -111,8 +126,8 @@ class StopSignals:
 
 def watch_signals(post: Post) -> None:
     """Have signals arrive as messages; *post* must be safe to call in the middle of anything."""
-    on_signal = StopSignals(post)
-    for number in (*STOP_SIGNALS, DRAIN_SIGNAL):
+    on_signal = Signals(post)
+    for number in (*STOP_SIGNALS, DRAIN_SIGNAL, RELOAD_SIGNAL, PRUNE_SIGNAL):
         signal.signal(number, on_signal)
 
 
@@ -133,8 +148,15 @@ class RunningAgent:
 
     def drain(self) -> None:
         """Ask the process to take nothing new, finish, and end."""
+        self._send(DRAIN_SIGNAL)
+
+    def prune(self) -> None:
+        """Ask the process to remove what may go."""
+        self._send(PRUNE_SIGNAL)
+
+    def _send(self, number: signal.Signals) -> None:
         try:
-            signal.pidfd_send_signal(self._grip, DRAIN_SIGNAL)
+            signal.pidfd_send_signal(self._grip, number)
         except ProcessLookupError:
             return
         except PermissionError as error:

@@ -1,5 +1,6 @@
 """The machine as a place for algorithms: the engine, the isolated network, and the proof that it is isolated."""
 
+import threading
 from dataclasses import dataclass
 
 import structlog
@@ -9,6 +10,7 @@ from node_agent.errors import ConfigError
 from node_agent.runtime.addresses import Addresses
 from node_agent.runtime.connection import EngineConnection
 from node_agent.runtime.engine import DockerEngine
+from node_agent.runtime.keeper import Keeper
 from node_agent.runtime.network import (
     IsolatedNetwork,
     PreparedNetwork,
@@ -18,6 +20,7 @@ from node_agent.runtime.network import (
 )
 from node_agent.runtime.probe import Check, ProbePlan, probe_isolation
 from node_agent.runtime.registries import RegistryAccounts
+from node_agent.runtime.remains import EngineRemains
 
 log = structlog.get_logger()
 
@@ -30,6 +33,7 @@ class Site:
     connection: EngineConnection
     engine: DockerEngine
     network: IsolatedNetwork
+    remains: EngineRemains
 
     @classmethod
     def of(cls, settings: Settings) -> "Site":
@@ -37,17 +41,44 @@ class Site:
         connection = EngineConnection(settings.docker_host)
         network = IsolatedNetwork(settings.name, connection, subnet=settings.network.subnet)
         accounts = RegistryAccounts(settings.images.registries, docker_config=settings.images.docker_config)
-        engine = DockerEngine(settings.name, connection, network, accounts=accounts)
-        return cls(settings, connection, engine, network)
+        looking_up = threading.Lock()
+        engine = DockerEngine(settings.name, connection, network, accounts=accounts, looking_up=looking_up)
+        remains = EngineRemains(
+            settings.name, connection, network=network_name(settings.name), looking_up=looking_up
+        )
+        return cls(settings, connection, engine, network, remains)
 
     def prepare(self) -> PreparedNetwork:
         """Create the network and load the firewall rule, as far as our rights go. Raises ConfigError."""
-        return prepare_network(
+        prepared = prepare_network(
             self.network,
             name=self.settings.name,
             proxy_port=self.settings.network.proxy_port,
             gates=self.gate_ports,
         )
+        # Last, so that the bridge is never there without its rule.
+        self.keeper.ensure_bridge(prepared.network)
+        return prepared
+
+    @property
+    def keeper(self) -> Keeper:
+        """Give the one that keeps the bridge where the engine would take it away."""
+        return Keeper(
+            self.settings.name,
+            self.connection,
+            user=self.settings.container_user,
+            limits=self.settings.container_limits,
+            image=self.settings.network.probe_image,
+        )
+
+    @property
+    def accepted(self) -> frozenset[Check]:
+        """List what the owner puts up with."""
+        choices = {
+            Check.HOST: self.settings.network.accept_open_host,
+            Check.LIMITS: self.settings.limits.accept_unenforced,
+        }
+        return frozenset(check for check, accepted in choices.items() if accepted)
 
     @property
     def gate_ports(self) -> tuple[int, ...]:
@@ -62,6 +93,7 @@ class Site:
 
     def remove(self) -> None:
         """Take the network and the rule away again. Raises ConfigError."""
+        self.keeper.remove()
         facts = remove_network(self.network, name=self.settings.name)
         if not facts.loaded:
             raise ConfigError(
@@ -73,8 +105,7 @@ class Site:
         report = probe_isolation(self.connection, self.engine, prepared.network, self.plan(prepared))
         for finding in report.findings:
             log.warning("isolation_open", check=str(finding.check), finding=finding.text)
-        accepted = frozenset({Check.HOST}) if self.settings.network.accept_open_host else frozenset()
-        refused = report.without(accepted).findings
+        refused = report.without(self.accepted).findings
         if refused:
             raise ConfigError(
                 "Algorithms on this machine would not be shut in.",

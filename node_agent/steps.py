@@ -12,7 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from node_agent.admission import Admission
+from node_agent.company import take_beside_another
 from node_agent.domain import contract
+from node_agent.domain.claims import claim_time
 from node_agent.domain.container import (
     ContainerLimits,
     ContainerReport,
@@ -26,8 +28,10 @@ from node_agent.domain.container import (
     run_container_name,
 )
 from node_agent.domain.database import Database
+from node_agent.domain.departures import REMOVED, while_paused, why_taken
 from node_agent.domain.gpu import gets_gpus
 from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
+from node_agent.domain.mark import seconds_since
 from node_agent.domain.policy import matching_relaxation, parse_image
 from node_agent.domain.ports import Clock, Databases, FinalReport, Folders, RunFolders, Runtime, Server
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
@@ -37,6 +41,7 @@ from node_agent.domain.service import Entrance, seen_by_algorithms
 from node_agent.domain.symptoms import likely_limit
 from node_agent.errors import (
     ContainerLost,
+    EngineUnreachable,
     ImageMissing,
     InputUnreadable,
     OutputTooLarge,
@@ -90,6 +95,10 @@ class Ports:
     wanted: Callable[[RunId], bool]
     """False as soon as the run's ending is decided; long steps ask it in between."""
     progress: Callable[[RunId, PullProgress], None]
+    has_company: Callable[[], bool] = lambda: False
+    """Whether another agent works with this node's API key."""
+    pulled: Callable[[str, PinnedImage], None] = lambda _reference, _image: None
+    """Told when a pull brought an image that was not on this machine before."""
 
 
 def admit(run: Run, ports: Ports) -> StepResult:
@@ -98,9 +107,18 @@ def admit(run: Run, ports: Ports) -> StepResult:
         raise InputUnreadable(run.fault)
     ports.admission.admit(run)
     ports.databases.choose(run.task.databases)
-    at = ports.clock.now()
+    taken = _take(run, ports)
+    if isinstance(taken, Wait):
+        return taken
+    return Advance(State.ADMITTED, {"claimed_at": taken, "announced": Status.INITIALIZING})
+
+
+def _take(run: Run, ports: Ports) -> float | Wait:
+    if ports.has_company():
+        return take_beside_another(run, server=ports.server, clock=ports.clock)
+    at = claim_time(run.received_at, now=ports.clock.now())
     ports.server.claim(run.id, at=at)
-    return Advance(State.ADMITTED, {"claimed_at": at, "announced": Status.INITIALIZING})
+    return at
 
 
 def announce(run: Run, ports: Ports) -> StepResult:
@@ -119,11 +137,17 @@ def verify(run: Run, ports: Ports) -> StepResult:
 
 def pull(run: Run, ports: Ports) -> StepResult:
     """Get the input and the image, and pin it; the policy has its last word on the content that will run."""
-    ensure_input(run, server=ports.server, folders=ports.folders, clock=ports.clock)
+    ensure_input(
+        run,
+        server=ports.server,
+        folders=ports.folders,
+        clock=ports.clock,
+        wanted=lambda: ports.wanted(run.id),
+    )
     try:
         image = _image(run, ports)
     except RegistryUnreachable as error:
-        if ports.clock.now() < (run.claimed_at or 0) + ports.settings.registry_patience:
+        if seconds_since(run.entered, now=ports.clock.mark()) < ports.settings.registry_patience:
             raise
         patience = ports.settings.registry_patience
         raise ImageMissing(
@@ -143,11 +167,14 @@ def _image(run: Run, ports: Ports) -> PinnedImage:
         raise ImageMissing(
             f"The image {reference} is not on this node, and this node never pulls (images.pull: never)."
         )
-    return ports.runtime.pull_image(
+    pulled = ports.runtime.pull_image(
         reference,
         wanted=lambda: ports.wanted(run.id),
         progress=lambda progress: ports.progress(run.id, progress),
     )
+    if pulled.is_new:
+        ports.pulled(reference, pulled)
+    return pulled
 
 
 def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
@@ -263,17 +290,17 @@ def observe(run: Run, ports: Ports) -> StepResult:
     """Look at the container; when it ended, take its log and its output over."""
     report = ports.runtime.inspect(_container(run))
     if report is None:
-        raise ContainerLost(
-            "The container disappeared before its result could be read. The node's engine may have been reset."
-        )
+        raise ContainerLost(REMOVED)
     if report.phase is Phase.RUNNING:
-        _check_limits(run, ports)
+        _check_limits(run, report, ports)
         return Wait({})
     _capture_log(run, ports)
     ports.folders.capture_output(run.id, limit=ports.settings.output_size)
     if report.exit_code == _KILLED and not report.out_of_memory:
         # The engine may learn why only after it learned that.
         report = ports.runtime.inspect(report.id) or report
+    if taken := why_taken(report):
+        raise ContainerLost(taken)
     return Advance(State.CAPTURED, _end_of(report, ports))
 
 
@@ -285,12 +312,12 @@ def _end_of(report: ContainerReport, ports: Ports) -> Mapping[str, object]:
     }
 
 
-def _check_limits(run: Run, ports: Ports) -> None:
-    running_for = ports.clock.now() - (run.started_at or ports.clock.now())
+def _check_limits(run: Run, report: ContainerReport, ports: Ports) -> None:
+    running_for = seconds_since(run.entered, now=ports.clock.mark())
     if running_for > ports.settings.run_time:
         raise TimeLimit(
             f"The algorithm was stopped after {running_for:.0f} seconds; "
-            f"this node allows {ports.settings.run_time:.0f} (limits.run_time)."
+            f"this node allows {ports.settings.run_time:.0f} (limits.run_time).{while_paused(report)}"
         )
     used = ports.folders.used_bytes(run.id, run.task.job)
     if used > ports.settings.disk_size:
@@ -329,11 +356,14 @@ def _reason(run: Run, outcome: Outcome, ports: Ports) -> str:
     if run.exit_code == _KILLED:
         # Not every engine tells why; hardly anything else kills from outside.
         return (
-            f"The algorithm was killed (exit code 137), most likely because it ran out of memory; {allowed}."
+            "The algorithm was killed (exit code 137), most likely because it ran out of memory, or because the"
+            f" node's engine or machine was stopped under it; {allowed}."
         )
     if outcome is Outcome.CRASHED:
         ended = f"The algorithm ended with exit code {run.exit_code}{_signal_name(run.exit_code)}."
-        return ended + likely_limit(_end_of_log(run, ports), ports.settings.limits)
+        return ended + likely_limit(
+            _end_of_log(run, ports), ports.settings.limits, free_disk=ports.folders.free_bytes()
+        )
     result = ports.folders.result_path(run.id)
     if result is None or result.stat().st_size == 0:
         return "The algorithm ended without an error but wrote no output."
@@ -358,6 +388,7 @@ _SIGNALS: Mapping[int, str] = MappingProxyType(
         139: " (segmentation fault)",
         143: " (asked to end)",
         153: " (wrote a file larger than limits.output_size)",
+        255: " (its own, or that of an engine that was restarted and did not find it again)",
     }
 )
 
@@ -367,13 +398,28 @@ def _signal_name(exit_code: int | None) -> str:
 
 
 def stop(run: Run, ports: Ports) -> StepResult:
-    """End the container of a run whose ending is decided, and keep what it said."""
-    container = run.container or ports.runtime.find_container(run.id)
-    if container is not None:
-        ports.runtime.stop(container)
+    """End the container of a run whose ending is decided, and keep what it said.
+
+    A run that never came to its start ends also while the engine does not answer: it has nothing to say, and what may still
+    become of its container is removed after the report.
+    """
+    try:
+        _stop_container(run, ports)
+    except EngineUnreachable as error:
+        if run.state >= State.RUNNING:
+            raise
+        log_of(run).warning("container_left_behind", reason=str(error))
     if run.state is State.RUNNING and run.ending is not Outcome.CLOSED:
         _capture_log(run, ports)
     return Advance(State.FINISHED, {"outcome": run.ending, "finished_at": ports.clock.now()})
+
+
+def _stop_container(run: Run, ports: Ports) -> None:
+    if run.state < State.PULLED:
+        return  # nothing was ever created
+    container = run.container or ports.runtime.find_container(run.id)
+    if container is not None:
+        ports.runtime.stop(container)
 
 
 _WITH_RESULT = frozenset({Outcome.COMPLETED, Outcome.CRASHED, Outcome.OUT_OF_MEMORY})
@@ -438,7 +484,7 @@ def remove(run: Run, ports: Ports) -> StepResult:
     container = run.container or ports.runtime.find_container(run.id)
     if container is not None:
         ports.runtime.remove(container)
-    ports.folders.remove(run.id)
+    ports.folders.retire(run.id)
     return Advance(State.REMOVED, {})
 
 

@@ -70,17 +70,50 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "Docker's own `config.json`, for registries that are not listed above: its logins, identity "
             "tokens and credential helpers."
         ),
+        "images.keep": "How long an image that this agent pulled stays without being used.",
+        "images.disk_pressure": (
+            "When the engine's disk is fuller, unused images that this agent pulled go earlier, the "
+            "longest unused first, until it is not."
+        ),
         "limits.concurrent_runs": (
             "Runs at the same time, of the whole agent. A run that waits for its subtasks does not count."
         ),
         "limits.cpus": "CPUs of a run.",
         "limits.memory": "Memory of a run; there is no swap beyond it.",
+        "limits.total_memory": (
+            "Memory of all runs together: a run whose `limits.memory` no longer fits waits. Less than "
+            "`limits.memory` is refused."
+        ),
         "limits.pids": "Processes and threads of a run.",
         "limits.open_files": "Open files of each process of a run.",
         "limits.tmp_size": "Private `/tmp` of a run, held in memory.",
         "limits.output_size": "Result of a run, and the largest file it may write.",
         "limits.log_size": "Log of a run that is kept and sent: its beginning and its end.",
+        "limits.min_free_disk": (
+            "With less space free where the state directory is, or where the engine keeps its images on "
+            "this machine, no further run begins."
+        ),
+        "limits.pull_time": (
+            "How long it may take until a run's input and image are here. Time in which the server is "
+            "away does not count."
+        ),
+        "limits.start_time": (
+            "How long it may take then until its container runs. Time in which the server is away does "
+            "not count."
+        ),
         "limits.run_time": "How long a run may take.",
+        "limits.accept_unenforced": (
+            "Start although the engine does not enforce all limits on a run, as engines without root may:"
+            " then one run can use up the machine."
+        ),
+        "keep.runs": (
+            "How long the journal remembers a run after its end. A run that is not reported, or that the "
+            "server still lists, stays."
+        ),
+        "keep.folders": (
+            "How long result and log of a run stay after its report, below `state_dir/kept`. `0s`: it "
+            "goes with the report."
+        ),
         "network.proxy_port": "Port of the proxy inside the isolated network.",
         "network.subnet": "IPv4 range of the isolated network, private, `/16` to `/28`.",
         "network.accept_open_host": "Start although algorithms can reach services of this host.",
@@ -143,7 +176,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         ),
         "docker_host": "Address of the engine: `unix:///…` or `tcp://…`.",
         "logging.level": "`debug`, `info`, `warning`, `error`.",
-        "logging.format": "`console`, `json`, or `auto`: console on a terminal, JSON lines otherwise.",
+        "logging.format": (
+            "`console`, `json`, or `auto`: console on a terminal, fields of the journal under systemd, "
+            "JSON lines otherwise."
+        ),
         "status.listen": "Not available in this version.",
         "compute_api.listen": "Not available in this version.",
     }

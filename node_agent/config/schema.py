@@ -22,7 +22,7 @@ from node_agent.config.shape import (
     in_words,
     setting_paths,
 )
-from node_agent.config.values import parse_duration, parse_size
+from node_agent.config.values import parse_duration, parse_percent, parse_size
 from node_agent.domain.secret import Secret
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -37,6 +37,7 @@ PIECES: Final[Mapping[str, Mapping[str, Any]]] = {
         "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
         "minLength": 2,
     },
+    "parse_percent": {"type": "string", "pattern": r"^[0-9]{1,3}\s?%$"},
     "parse_number": {},
     "choose": {},
     "_as_tuple": {},
@@ -89,6 +90,7 @@ _BOUNDS: Final = {
     "MinLen": ("minLength", "min_length"),
     "MaxLen": ("maxLength", "max_length"),
 }
+_WITH_UNITS: Final = frozenset({"parse_size", "parse_duration", "parse_percent"})
 _PLAIN: Final[Mapping[Any, Mapping[str, Any]]] = {
     str: {"type": "string"},
     int: {"type": "integer"},
@@ -180,7 +182,7 @@ def _form(annotation: Any, metadata: Sequence[Any], path: str) -> dict[str, Any]
     form = _kind(annotation, path)
     names = [item.func.__name__ for item in metadata if hasattr(item, "func")]
     for item in metadata:
-        if _word(item) in _BOUNDS and not {"parse_size", "parse_duration"} & set(names):
+        if _word(item) in _BOUNDS and not _WITH_UNITS & set(names):
             word, attribute = _BOUNDS[_word(item)]
             form[word] = getattr(item, attribute)
     for name in names:
@@ -216,7 +218,7 @@ def _word(item: Any) -> str:
 
 def _bounds_in_words(path: str, field: FieldInfo) -> str:
     """Say bounds that a schema cannot compare: `16MiB` is text."""
-    if not {parse_size, parse_duration} & {getattr(item, "func", None) for item in field.metadata}:
+    if not {parse_size, parse_duration, parse_percent} & {getattr(item, "func", None) for item in field.metadata}:
         return ""
     bounds = {_word(item): item for item in field.metadata}
     least, most = bounds.get("Ge"), bounds.get("Le")

@@ -4,7 +4,7 @@ Owns loading as a whole. Must not know what the agent does with a setting.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from node_agent.config.faults import Fault, path_text, translate
 from node_agent.config.machine import THIS_MACHINE, Machine
 from node_agent.config.shape import (
     EgressSection,
+    KeepSection,
     LimitsSection,
     LoggingSection,
     NetworkSection,
@@ -61,6 +62,10 @@ class ImageSettings:
     pull: PullPolicy = PullPolicy.ALWAYS
     registries: tuple[RegistryLogin, ...] = ()
     docker_config: Path | None = None
+    keep: int = 30 * 86_400
+    """Seconds that an image this agent pulled stays without being used."""
+    disk_pressure: int = 85
+    """How full the engine's disk may be, in percent, before unused images go earlier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     images: ImageSettings = ImageSettings()
     limits: LimitsSection = field(default_factory=LimitsSection)
+    keep: KeepSection = field(default_factory=KeepSection)
     network: NetworkSection = field(default_factory=NetworkSection)
     egress: EgressSection = field(default_factory=EgressSection)
     services: tuple[Service, ...] = ()
@@ -85,6 +91,10 @@ class Settings:
     share: ShareSection = field(default_factory=ShareSection)
     docker_host: str | None = None
     logging: LoggingSection = field(default_factory=LoggingSection)
+    file: Path | None = None
+    """Where it was read."""
+    written: Shape | None = field(default=None, repr=False, compare=False)
+    """The same as it stands in the file, defaults filled in."""
 
     @property
     def algorithms(self) -> tuple[str, ...]:
@@ -128,7 +138,7 @@ class Settings:
 
 def load(path: Path, *, machine: Machine = THIS_MACHINE) -> Settings:
     """Read a configuration file; ConfigError lists every fault at once."""
-    return _settings(load_shape(path, machine=machine), machine)
+    return replace(_settings(load_shape(path, machine=machine), machine), file=path.absolute())
 
 
 def load_shape(path: Path, *, machine: Machine = THIS_MACHINE) -> Shape:
@@ -248,6 +258,7 @@ def _settings(shape: Shape, machine: Machine) -> Settings:
         policy=_policy(shape.policy),
         images=_images(shape),
         limits=shape.limits,
+        keep=shape.keep,
         network=shape.network,
         egress=shape.egress,
         services=tuple(map(_service, shape.services)),
@@ -258,6 +269,7 @@ def _settings(shape: Shape, machine: Machine) -> Settings:
         share=shape.share,
         docker_host=shape.docker_host,
         logging=shape.logging,
+        written=shape,
     )
 
 
@@ -289,7 +301,11 @@ def _images(shape: Shape) -> ImageSettings:
         for section in shape.images.registries
     )
     return ImageSettings(
-        pull=shape.images.pull, registries=tuple(logins), docker_config=shape.images.docker_config
+        pull=shape.images.pull,
+        registries=tuple(logins),
+        docker_config=shape.images.docker_config,
+        keep=shape.images.keep,
+        disk_pressure=shape.images.disk_pressure,
     )
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from node_agent.config.extras import AlgorithmHosts, AlgorithmVariables, SharedLogs
 from node_agent.config.machine import Kind
@@ -32,6 +33,7 @@ from node_agent.config.values import (
     ImagePattern,
     ImageReference,
     NoRepeats,
+    Percent,
     PrivatePath,
     Real,
     SecretFile,
@@ -49,6 +51,7 @@ from node_agent.config.values import (
     machine_of,
     one_of,
     parse_duration,
+    parse_percent,
     parse_size,
     size_text,
 )
@@ -249,6 +252,8 @@ class ImagesSection(_Section):
     pull: Annotated[PullPolicy, one_of(PullPolicy)] = PullPolicy.ALWAYS
     registries: Annotated[tuple[RegistrySection, ...], AsTuple] = ()
     docker_config: AbsolutePath | None = None
+    keep: Annotated[Duration, Field(ge=0, le=3650 * DAY)] = 30 * DAY
+    disk_pressure: Annotated[Percent, Field(ge=1, le=100)] = 85
 
     @field_validator("docker_config")
     @classmethod
@@ -262,12 +267,35 @@ class LimitsSection(_Section):
     concurrent_runs: Annotated[Whole, Field(ge=1, le=1000)] = 4
     cpus: Annotated[Real, Field(ge=0.01, le=4096)] = 2.0
     memory: Annotated[Size, Field(ge=16 * MIB, le=64 * TIB)] = 4 * GIB
+    total_memory: Size | None = None
     pids: Annotated[Whole, Field(ge=16, le=4_194_304)] = 512
     open_files: Annotated[Whole, Field(ge=64, le=1_048_576)] = 4096
     tmp_size: Annotated[Size, Field(ge=MIB, le=64 * TIB)] = GIB
     output_size: Annotated[Size, Field(ge=1024, le=64 * TIB)] = GIB
     log_size: Annotated[Size, Field(ge=4096, le=GIB)] = MIB
+    min_free_disk: Annotated[Size, Field(ge=0, le=64 * TIB)] = GIB
+    pull_time: Annotated[Duration, Field(ge=1, le=365 * DAY)] = 3600
+    start_time: Annotated[Duration, Field(ge=1, le=365 * DAY)] = 300
     run_time: Annotated[Duration, Field(ge=1, le=365 * DAY)] = DAY
+    accept_unenforced: YesNo = False
+
+    @field_validator("total_memory")
+    @classmethod
+    def _fits_a_run(cls, value: int | None, info: ValidationInfo) -> int | None:
+        memory = info.data.get("memory")
+        if value is not None and memory is not None and value < memory:
+            raise ValueError(
+                f"is less than limits.memory ({size_text(memory)}): no run could ever begin; "
+                "raise it, or lower limits.memory"
+            )
+        return value
+
+
+class KeepSection(_Section):
+    """How long stays what is over."""
+
+    runs: Annotated[Duration, Field(ge=3600, le=3650 * DAY)] = 90 * DAY
+    folders: Annotated[Duration, Field(ge=0, le=365 * DAY)] = 0
 
 
 class NetworkSection(_Section):
@@ -391,6 +419,7 @@ class Shape(_Section):
     encryption: EncryptionSection = EncryptionSection()
     images: ImagesSection = ImagesSection()
     limits: LimitsSection = LimitsSection()
+    keep: KeepSection = KeepSection()
     network: NetworkSection = NetworkSection()
     egress: EgressSection = EgressSection()
     services: Annotated[tuple[ServiceSection, ...], AsTuple] = ()
@@ -469,14 +498,21 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def in_words(loc: Sequence[int | str], bound: Any) -> str:
     """Write a bound the way the setting itself is written: `16MiB`, `1s`, `4`."""
-    kind = LimitsSection.model_fields.get(str(loc[-1]))
+    kind = _with_units().get(str(loc[-1]))
     if kind is None or not isinstance(bound, int):
         return str(bound)
     if parse_duration in _readers(kind.metadata):
         return f"{bound // DAY}d" if bound >= DAY else f"{bound}s"
     if parse_size in _readers(kind.metadata):
         return size_text(bound)
+    if parse_percent in _readers(kind.metadata):
+        return f"{bound}%"
     return str(bound)
+
+
+def _with_units() -> dict[str, FieldInfo]:
+    """Give the settings that may be written with a unit, by the last part of their path."""
+    return {**LimitsSection.model_fields, **KeepSection.model_fields, **ImagesSection.model_fields}
 
 
 def _readers(metadata: Sequence[Any]) -> list[Any]:

@@ -40,6 +40,7 @@ _UNITS = {
 _DURATION = re.compile(
     r"(?:(?P<d>[0-9]{1,5})d)?(?:(?P<h>[0-9]{1,6})h)?(?:(?P<m>[0-9]{1,8})m)?(?:(?P<s>[0-9]{1,9})s)?\Z"
 )
+_PERCENT = re.compile(r"(?P<number>[0-9]{1,3})\s?%\Z")
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _USER = re.compile(r"(?P<uid>[0-9]{1,10}):(?P<gid>[0-9]{1,10})\Z")
 _LARGEST_ID = 2**32 - 2
@@ -79,6 +80,16 @@ def parse_duration(value: object) -> object:
     if match is None or not value:
         raise ValueError("is not a duration; write for example 90s, 15m or 24h")
     return sum(int(match[unit] or 0) * seconds for unit, seconds in _SECONDS.items())
+
+
+def parse_percent(value: object) -> object:
+    """Read `85%` as 85."""
+    if not isinstance(value, str):
+        return _refuse_bare_number(value, "a share needs the sign %; write for example 85%")
+    match = _PERCENT.match(value)
+    if match is None:
+        raise ValueError("is not a share; write for example 85%")
+    return int(match["number"])
 
 
 def _refuse_bare_number(value: object, text: str) -> object:
@@ -229,6 +240,7 @@ AsTuple = BeforeValidator(_as_tuple)
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[int, BeforeValidator(parse_duration)]
+Percent = Annotated[int, BeforeValidator(parse_percent)]
 Whole = Annotated[int, FromVariable]
 Real = Annotated[float, FromVariable, Field(allow_inf_nan=False)]
 YesNo = Annotated[bool, FromVariable]

@@ -91,6 +91,17 @@ class Phase(StrEnum):
     EXITED = "exited"
 
 
+class EndedBy(StrEnum):
+    """Who ended a container, as far as that is known."""
+
+    ITSELF = "itself"
+    """Or the kernel, or nobody knows any more."""
+    SOMEBODY = "somebody"
+    """The engine was asked to, and not by this agent."""
+    ENGINE = "engine"
+    """The engine stopped, or its machine, and the container with it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerReport:
     """What the engine says of one container now."""
@@ -100,6 +111,8 @@ class ContainerReport:
     phase: Phase
     exit_code: int | None = None
     out_of_memory: bool = False
+    paused: bool = False
+    ended_by: EndedBy = EndedBy.ITSELF
     started_at: float | None = None
     finished_at: float | None = None
     error: str = ""
@@ -111,6 +124,8 @@ class PinnedImage:
 
     image_id: str
     digest: str | None
+    is_new: bool = False
+    """This pull brought it: no image of this machine had its content before."""
 
 
 class PullPolicy(StrEnum):

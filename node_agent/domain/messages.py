@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from node_agent.domain.keeping import PulledImage
 from node_agent.domain.lifecycle import StepResult
-from node_agent.domain.ports import OpenRun
+from node_agent.domain.ports import OpenRun, Renewal
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
 from node_agent.errors import NodeAgentError
@@ -21,6 +22,16 @@ class ServerOffline:
     """The socket is gone."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCame:
+    """The server says that somebody came online with this node's API key, long after this agent did."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLeft:
+    """The server says that somebody with this node's API key went offline, which this agent did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,13 @@ class EngineLost:
 
 
 @dataclass(frozen=True, slots=True)
+class SpaceSeen:
+    """How the disks were found; *shortage* says which one has too little room, and is empty when all have enough."""
+
+    shortage: str
+
+
+@dataclass(frozen=True, slots=True)
 class SubtaskCreated:
     """A run created a subtask through the proxy."""
 
@@ -100,11 +118,25 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePulled:
+    """A pull brought an image that was not on this machine before."""
+
+    image: PulledImage
+
+
+@dataclass(frozen=True, slots=True)
 class SweepDone:
     """The sweep for strays ended."""
 
     removed: int
     error: BaseException | None
+    left_images: tuple[str, ...] = ()
+    """Ids of images that this agent pulled and that are gone, or somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneAsked:
+    """Somebody wants everything removed now that may go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +164,23 @@ class StopAsked:
     kind: StopKind
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """Somebody changed the configuration and wants it to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationRead:
+    """The configuration was read again; without a renewal everything stays as it is."""
+
+    renewal: Renewal | None
+
+
 Message = (
     ServerOnline
     | ServerOffline
+    | NodeCame
+    | NodeLeft
     | TaskHinted
     | KillRequested
     | RunsListed
@@ -142,10 +188,15 @@ Message = (
     | ContainerChanged
     | EngineWatched
     | EngineLost
+    | SpaceSeen
     | SubtaskCreated
     | PullProgressed
     | StepDone
+    | ImagePulled
     | SweepDone
+    | PruneAsked
     | NodeFactsReady
     | StopAsked
+    | ReloadAsked
+    | ConfigurationRead
 )

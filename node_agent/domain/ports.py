@@ -6,6 +6,7 @@ Every call may raise the errors named in its docstring and no other. All calls m
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -17,10 +18,13 @@ from node_agent.domain.container import (
     PullProgress,
 )
 from node_agent.domain.database import Database
+from node_agent.domain.keeping import DiskUse, PulledImage
+from node_agent.domain.mark import Mark
 from node_agent.domain.run import BlobId, ContainerId, Run, RunId, Status
 from node_agent.domain.runlogs import LiveMark, LogEntry, LogMask, LogPiece
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import DatabaseRequest, JobKey, OrganizationId, Task, TaskId
+from node_agent.domain.turns import Bounds
 from node_agent.domain.verdict import Approval
 
 # --- server ---------------------------------------------------------------------------------------------------
@@ -37,6 +41,8 @@ class NodeIdentity:
     collaboration_id: int
     collaboration_name: str
     encrypted: bool
+    seen_online: bool = False
+    """The server counts this node as present already: by what this agent was before, or by another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,9 @@ class Body(Protocol):
 class Server(Protocol):
     """The coordinating server's REST side. Every call may raise ServerUnreachable or AccessDenied."""
 
+    def knock(self) -> None:
+        """Find out, at little cost to anybody, whether the server answers."""
+
     def identify(self) -> NodeIdentity:
         """Log in and learn who this node is."""
 
@@ -119,6 +128,9 @@ class Server(Protocol):
 
     def is_open(self, run_id: RunId) -> bool:
         """Tell whether the server still wants this run."""
+
+    def claimed_at(self, run_id: RunId) -> float | None:
+        """Say when a node took the run; None when none did yet. Raises RunClosed."""
 
     def claim(self, run_id: RunId, *, at: float) -> None:
         """Tell the server that this node takes the run. Raises RunClosed, RunFailed."""
@@ -190,12 +202,33 @@ class Channel(Protocol):
     def tell_log(self, run: Run, piece: LogPiece) -> None:
         """Send what a running algorithm wrote; the server adds it to the log it has."""
 
+    def hurry(self) -> None:
+        """Connect now if there is no connection: the server has just answered elsewhere."""
+
 
 class LiveLogs(Protocol):
     """The logs of running algorithms while they are written."""
 
     def keep_up(self, runs: Collection[Run]) -> list[LogPiece]:
         """Follow exactly these runs, and give what was read of them since the last time; does not wait."""
+
+
+# --- configuration --------------------------------------------------------------------------------------------
+
+
+class Renewal(Protocol):
+    """A configuration that was read again and is ready to count."""
+
+    @property
+    def bounds(self) -> Bounds:
+        """Give what all runs together may take."""
+
+    @property
+    def live_logs(self) -> LiveLogs | None:
+        """Give the logs of running algorithms; None when the owner does not share them while a run goes on."""
+
+    def take_effect(self) -> None:
+        """Let it count for every step from now on; those in flight keep what they began with. Does not wait."""
 
 
 # --- engine ---------------------------------------------------------------------------------------------------
@@ -265,6 +298,51 @@ class Runtime(Protocol):
         """
 
 
+class ImageRemoval(StrEnum):
+    """What became of an image that was to go."""
+
+    GONE = "gone"
+    TAKEN_OVER = "taken over"
+    """Somebody else gave it a name: it is theirs, only our names are gone."""
+    IN_USE = "in use"
+    """A container or a run needs it; it is left as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """Something on the engine that carries this agent's label and belongs to no run."""
+
+    kind: str
+    """`container`, `network` or `volume`."""
+    id: str
+    name: str
+
+
+class Remains(Protocol):
+    """What this agent may have left on the engine beside its runs. Every call may raise EngineUnreachable."""
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """List what carries our label and nothing needs; young ones are left out."""
+
+    def remove_leftover(self, leftover: Leftover) -> bool:
+        """Remove it unless something uses it; say whether it is gone."""
+
+    def image_sizes(self) -> dict[str, int]:
+        """Give the bytes of every image on this machine, by its id."""
+
+    def used_images(self) -> frozenset[str]:
+        """Give the ids of the images that any container is made from, whoever made it."""
+
+    def disk(self) -> DiskUse | None:
+        """Say how full the disk is that the engine keeps images on; None when that cannot be seen from here."""
+
+    def remove_image(self, names: Iterable[PulledImage], *, needed: Callable[[], bool]) -> ImageRemoval:
+        """Take the names away that this agent gave one image, and with the last of all names the image.
+
+        *needed* is asked when nobody can look an image up any more: a run that came meanwhile keeps it.
+        """
+
+
 class Network(Protocol):
     """The isolated network of the runs."""
 
@@ -292,6 +370,18 @@ class Journal(Protocol):
 
     def knows(self, run_id: RunId) -> bool:
         """Tell whether the run was ever received."""
+
+    def prune(self, *, before: float, spare: Collection[RunId]) -> int:
+        """Forget the oldest runs that were over before that time, a bounded number at once, and say how many.
+
+        Only what is REMOVED may go, and nothing in *spare*.
+        """
+
+    def note_image(self, image: PulledImage) -> None:
+        """Record that this agent pulled an image that was not on this machine before."""
+
+    def forget_images(self, image_ids: Iterable[str]) -> None:
+        """Forget that this agent pulled these images: they are gone, or somebody else's."""
 
 
 class RunFolders(Protocol):
@@ -328,6 +418,9 @@ class RunFolders(Protocol):
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
         """Say how much disk the run and its job use now."""
 
+    def free_bytes(self) -> int:
+        """Say how much disk may still be written."""
+
     def log_file(self, run_id: RunId) -> AbstractContextManager[BinaryIO]:
         """Open the run's log for writing, from its beginning."""
 
@@ -348,6 +441,15 @@ class RunFolders(Protocol):
 
     def remove(self, run_id: RunId) -> None:
         """Delete everything of the run; already gone is fine."""
+
+    def retire(self, run_id: RunId) -> None:
+        """Take the folder of a reported run out of the way: put aside if the owner keeps them, else deleted."""
+
+    def kept_runs(self, *, before: float) -> Iterable[str]:
+        """List the folders that were put aside before that time."""
+
+    def remove_kept(self, name: str) -> None:
+        """Delete a folder that was put aside; already gone is fine."""
 
     def stored_runs(self, *, before: float) -> Iterable[RunId]:
         """List the runs whose directory was last changed before that time."""
@@ -383,7 +485,10 @@ class Clock(Protocol):
     """Time, so that tests can turn it."""
 
     def now(self) -> float:
-        """Seconds since the epoch."""
+        """Seconds since the epoch, for people: somebody may set it at any time, so nothing is measured with it."""
 
     def monotonic(self) -> float:
         """Seconds that never go back."""
+
+    def mark(self) -> Mark:
+        """Give this moment, for a later process to count from (`seconds_since`); nobody can set it."""

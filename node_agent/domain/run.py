@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NewType
 
+from node_agent.domain.mark import Mark
 from node_agent.domain.task import Task
 
 RunId = NewType("RunId", int)
@@ -76,6 +77,8 @@ class Run:
     task: Task
     received_at: float
     state: State = State.RECEIVED
+    entered: Mark | None = None
+    """When it got into its state, on the clock that time limits are measured with; None when nobody knows."""
     ending: Outcome | None = None
     """How it will end once its container is stopped: killed, closed by the server, or a failure; None while it goes on."""
     outcome: Outcome | None = None
@@ -103,6 +106,8 @@ class Run:
     has_subtasks: bool = False
     """The run created subtasks and may be waiting for them: it holds no slot."""
     finished_at: float | None = None
+    refusal: str = ""
+    """Why the server took no final report of this run, which ends the matter; empty when it took it."""
 
     @property
     def goal(self) -> Goal:

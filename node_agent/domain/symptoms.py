@@ -10,6 +10,7 @@ from node_agent.domain.container import ContainerLimits
 
 _Sentence = Callable[[ContainerLimits], str]
 
+_NO_SPACE: Final = ("no space left on device", "disk quota exceeded")
 _TELL_TALES: Final[tuple[tuple[tuple[str, ...], _Sentence], ...]] = (
     (
         ("file too large", "file size limit exceeded"),
@@ -20,7 +21,7 @@ _TELL_TALES: Final[tuple[tuple[tuple[str, ...], _Sentence], ...]] = (
         lambda limits: f"at most {limits.pids:,} processes and threads at a time (limits.pids)",
     ),
     (
-        ("no space left on device", "disk quota exceeded"),
+        _NO_SPACE,
         lambda limits: f"at most {limits.tmp_size:,} bytes in /tmp (limits.tmp_size)",
     ),
     (
@@ -46,8 +47,22 @@ _TELL_TALES: Final[tuple[tuple[tuple[str, ...], _Sentence], ...]] = (
 )
 
 
-def likely_limit(log: str, limits: ContainerLimits) -> str:
-    """Say which limit the end of a crashed algorithm's log points to; empty when to none."""
+FULL_DISK: Final = 64 * 1024 * 1024
+"""Less than so many free bytes, and a disk was most likely full a moment ago."""
+_ON_THE_DISK: Final = tuple(f"{words}: '/mnt/" for words in _NO_SPACE)
+"""What lies there is on this machine's own disk; /tmp is not."""
+
+
+def likely_limit(log: str, limits: ContainerLimits, *, free_disk: int) -> str:
+    """Say which limit the end of a crashed algorithm's log points to; empty when to none.
+
+    *free_disk* are the bytes that may still be written where runs have their folders.
+    """
     said = log.lower()
+    if any(words in said for words in (_NO_SPACE if free_disk < FULL_DISK else _ON_THE_DISK)):
+        return (
+            " By its log it found no space: the disk of this node is full, or was, which is no limit of the algorithm's."
+            " Whoever runs the node has to free some space; then send the task again."
+        )
     found = [sentence(limits) for words, sentence in _TELL_TALES if any(word in said for word in words)]
     return f" By its log it may have met a limit: this node allows {'; '.join(found)}." if found else ""

@@ -12,8 +12,7 @@ import base64
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
-
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from typing import TYPE_CHECKING
 
 from node_agent.payload.chunks import (
     Chunks,
@@ -23,6 +22,9 @@ from node_agent.payload.chunks import (
     encoded_base64,
 )
 from node_agent.payload.keys import PrivateKey, PublicKey
+
+if TYPE_CHECKING:
+    from node_agent.payload.ciphers import Cipher, CipherContext, modes
 
 _KEY_BYTES = 32
 _IV_BYTES = 16
@@ -107,7 +109,7 @@ def unseal_blob(pieces: Iterable[bytes], key: PrivateKey) -> Iterator[bytes]:
     return _passed(rest, cipher)
 
 
-def _begin(key: PublicKey) -> tuple[bytes, CipherContext]:
+def _begin(key: PublicKey) -> tuple[bytes, "CipherContext"]:
     """Choose a key and write the two parts that stand before the message."""
     secret, start = os.urandom(_KEY_BYTES), os.urandom(_IV_BYTES)
     header = (base64.b64encode(part) + _SEPARATOR for part in (key.seal_block(secret), start))
@@ -118,15 +120,17 @@ def _header_length(key: PublicKey) -> int:
     return base64_length(key.block_length) + base64_length(_IV_BYTES) + 2 * len(_SEPARATOR)
 
 
-def _cipher(secret: bytes, start: bytes) -> Cipher[modes.CTR]:
-    return Cipher(algorithms.AES(secret), modes.CTR(start))
+def _cipher(secret: bytes, start: bytes) -> "Cipher[modes.CTR]":
+    from node_agent.payload import ciphers
+
+    return ciphers.Cipher(ciphers.algorithms.AES(secret), ciphers.modes.CTR(start))
 
 
-def _passed(pieces: Iterable[bytes], cipher: CipherContext) -> Iterator[bytes]:
+def _passed(pieces: Iterable[bytes], cipher: "CipherContext") -> Iterator[bytes]:
     return (cipher.update(piece) for piece in pieces)
 
 
-def _opened(pieces: Iterable[bytes], key: PrivateKey) -> tuple[CipherContext, Iterator[bytes]]:
+def _opened(pieces: Iterable[bytes], key: PrivateKey) -> tuple["CipherContext", Iterator[bytes]]:
     """Read the two parts that stand before the message; give how it is opened, and the message as it came."""
     source = iter(pieces)
     block, start, begun = _first_parts(source)

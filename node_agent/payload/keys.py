@@ -8,19 +8,12 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
+from typing import TYPE_CHECKING
 
 from node_agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import rsa
 
 SMALLEST_KEY = 2048
 LARGEST_KEY = 16_384
@@ -38,19 +31,21 @@ class KeyUnreadable(ValueError):
 class PublicKey:
     """What messages for an organization are sealed with."""
 
-    def __init__(self, key: rsa.RSAPublicKey) -> None:
+    def __init__(self, key: "rsa.RSAPublicKey") -> None:
         self._key = key
 
     @classmethod
     def from_wire(cls, text: str) -> "PublicKey":
         """Read the key as the server keeps it: base64 of PEM. Raises KeyUnreadable."""
+        from node_agent.payload import ciphers
+
         if len(text) > _MAX_FILE:
             raise KeyUnreadable("it is too long")
         try:
-            key = load_pem_public_key(base64.b64decode(text.encode("ascii"), validate=True))
-        except (ValueError, UnsupportedAlgorithm) as error:
+            key = ciphers.load_pem_public_key(base64.b64decode(text.encode("ascii"), validate=True))
+        except (ValueError, ciphers.UnsupportedAlgorithm) as error:
             raise KeyUnreadable("it is no base64 of a PEM public key") from error
-        if not isinstance(key, rsa.RSAPublicKey):
+        if not isinstance(key, ciphers.rsa.RSAPublicKey):
             raise KeyUnreadable("it is no RSA key")
         if not SMALLEST_KEY <= key.key_size <= LARGEST_KEY:
             raise KeyUnreadable(f"it has {key.key_size} bits; {SMALLEST_KEY} to {LARGEST_KEY} are accepted")
@@ -59,13 +54,17 @@ class PublicKey:
     @property
     def wire(self) -> str:
         """Write the key as the server keeps it."""
-        pem = self._key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        from node_agent.payload import ciphers
+
+        pem = self._key.public_bytes(ciphers.Encoding.PEM, ciphers.PublicFormat.SubjectPublicKeyInfo)
         return base64.b64encode(pem).decode()
 
     @property
     def fingerprint(self) -> str:
         """Give a short form of the key that people can read to each other."""
-        der = self._key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        from node_agent.payload import ciphers
+
+        der = self._key.public_bytes(ciphers.Encoding.DER, ciphers.PublicFormat.SubjectPublicKeyInfo)
         shown = hashlib.sha256(der).hexdigest()[: 2 * _SHOWN_BYTES]
         return "-".join(shown[at : at + 4] for at in range(0, len(shown), 4))
 
@@ -76,7 +75,9 @@ class PublicKey:
 
     def seal_block(self, secret: bytes) -> bytes:
         """Encrypt a few bytes so that only the private key reads them."""
-        return self._key.encrypt(secret, padding.PKCS1v15())
+        from node_agent.payload import ciphers
+
+        return self._key.encrypt(secret, ciphers.padding.PKCS1v15())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PublicKey) and self._key.public_numbers() == other._key.public_numbers()
@@ -91,7 +92,7 @@ class PublicKey:
 class PrivateKey:
     """What opens messages for this organization."""
 
-    def __init__(self, key: rsa.RSAPrivateKey) -> None:
+    def __init__(self, key: "rsa.RSAPrivateKey") -> None:
         self._key = key
 
     @classmethod
@@ -106,7 +107,9 @@ class PrivateKey:
 
     def open_block(self, block: bytes) -> bytes:
         """Decrypt what `seal_block` gave. Raises ValueError, or gives noise, when it was sealed for another key."""
-        return self._key.decrypt(block, padding.PKCS1v15())
+        from node_agent.payload import ciphers
+
+        return self._key.decrypt(block, ciphers.padding.PKCS1v15())
 
     def __repr__(self) -> str:
         return f"PrivateKey({self.public.fingerprint})"
@@ -114,10 +117,14 @@ class PrivateKey:
 
 def create_private_key(path: Path) -> PrivateKey:
     """Make a key and keep it in a new file that nobody else may read. Raises ConfigError."""
+    from node_agent.payload import ciphers
+
     _refuse_existing(path)
-    key = rsa.generate_private_key(public_exponent=_EXPONENT, key_size=NEW_KEY)
+    key = ciphers.rsa.generate_private_key(public_exponent=_EXPONENT, key_size=NEW_KEY)
     # the form in which vantage6's own tools write and expect it
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    pem = key.private_bytes(
+        ciphers.Encoding.PEM, ciphers.PrivateFormat.TraditionalOpenSSL, ciphers.NoEncryption()
+    )
     try:
         _write_new(path, pem)
     except FileExistsError:
@@ -172,21 +179,23 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _parsed(path: Path, content: bytes) -> rsa.RSAPrivateKey:
+def _parsed(path: Path, content: bytes) -> "rsa.RSAPrivateKey":
+    from node_agent.payload import ciphers
+
     try:
-        key = load_pem_private_key(content, password=None)
+        key = ciphers.load_pem_private_key(content, password=None)
     except TypeError as error:
         raise _fault(
             path,
             "is protected by a passphrase, which nobody could type for a service",
             f"Take it off: openssl rsa -in {path} -out NEW; the file's mode protects the key.",
         ) from error
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, ciphers.UnsupportedAlgorithm):
         # the library's words are left out: nothing may come near a log that was part of a key
         raise _fault(
             path, "holds no private key in PEM form", "Is it the right file, and not the public part?"
         ) from None
-    if not isinstance(key, rsa.RSAPrivateKey):
+    if not isinstance(key, ciphers.rsa.RSAPrivateKey):
         raise _fault(path, "holds no RSA key, and no other kind is used here", _MAKE_ONE)
     if not SMALLEST_KEY <= key.key_size <= LARGEST_KEY:
         raise _fault(

@@ -4,10 +4,11 @@ Owns every call about images and containers. Must not know what a run is for: it
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, BinaryIO
 
 import requests
@@ -35,9 +36,12 @@ from node_agent.errors import (
     RunClosed,
     StartFailed,
 )
+from node_agent.runtime import podman
 from node_agent.runtime.connection import EngineConnection, engine_text
+from node_agent.runtime.endings import with_its_end
 from node_agent.runtime.logcut import copy_cut
 from node_agent.runtime.logfollow import entries_after, follow_parameters, frames_of
+from node_agent.runtime.network import bridge_is_here
 from node_agent.runtime.pulling import (
     PullStory,
     exact_reference,
@@ -47,18 +51,24 @@ from node_agent.runtime.pulling import (
 )
 from node_agent.runtime.reading import report_of, run_of_labels, seconds_of
 from node_agent.runtime.registries import Account, RegistryAccounts, registry_of
-from node_agent.runtime.spec import LABEL_NAME, EngineTraits, container_config, differences, labels
+from node_agent.runtime.spec import (
+    LABEL_KEEPER,
+    LABEL_NAME,
+    EngineTraits,
+    container_config,
+    differences,
+    labels,
+)
 from node_agent.runtime.stream import StreamStalled, lines_of
+from node_agent.runtime.traits import traits_of
+
+Describe = Callable[[APIClient, str], Mapping[str, Any]]
 
 PULL_PATIENCE = 120.0
 PULL_TICK = 0.5
 EVENT_OVERLAP = 2
 """Seconds of events asked for again, since the engine answers a moment before it listens."""
 
-LATE_EVENT_SECONDS = 1.0
-KILL_SECONDS = 60
-"""A killed process may take so long to end."""
-_KILLED = 137
 _NOT_FOUND = 404
 _CONFLICT = 409
 # How engines say that there is no GPU, or nothing that could hand it in.
@@ -90,12 +100,17 @@ class DockerEngine:
         *,
         accounts: RegistryAccounts | None = None,
         pull_patience: float = PULL_PATIENCE,
+        is_here: Callable[[str], bool] = bridge_is_here,
+        looking_up: "threading.Lock | None" = None,
     ) -> None:
         self._name = name
         self._connection = connection
         self._network = network
         self._accounts = accounts or RegistryAccounts()
         self._pull_patience = pull_patience
+        self._is_here = is_here
+        self._looking_up = looking_up or threading.Lock()
+        """Held while an image is looked up: it is not removed between the look and the answer."""
 
     # --- images -----------------------------------------------------------------------------------------------
 
@@ -104,7 +119,7 @@ class DockerEngine:
         image = parse_image(reference)
         if image is None:
             return None
-        with self._connection.client() as client:
+        with self._looking_up, self._connection.client() as client:
             try:
                 found = _image(client, exact_reference(image))
             except NotFound:
@@ -121,6 +136,11 @@ class DockerEngine:
                 headers=account.header if account else {},
                 timeout=client.timeout,
             )
+            if response.status_code == _NOT_FOUND and podman.is_podman(client):
+                raise ImageMissing(
+                    f"The engine of this node, Podman, cannot ask a registry for the digest of {reference}.",
+                    hint="The owner of the node must allow the image without a digest, or use a Docker engine.",
+                )
         _raise_refused(reference, response, account)
         return str(response.json()["Descriptor"]["digest"])
 
@@ -142,6 +162,7 @@ class DockerEngine:
 
         look_up()
         with self._connection.client() as client:
+            before = _image_ids(client)
             try:
                 for line in lines_of(
                     lambda: self._open_pull(story, image),
@@ -155,7 +176,8 @@ class DockerEngine:
                     f"The pull of {reference} made no progress for {self._pull_patience:.0f} s."
                 ) from error
             look_up()
-            return self._verified(client, image, story.digest)
+            pulled = self._verified(client, image, story.digest)
+            return replace(pulled, is_new=pulled.image_id not in before)
 
     def _open_pull(self, story: PullStory, image: ImageName) -> requests.Response:
         # here, in a thread that can be left: a credential helper may take its time
@@ -174,7 +196,8 @@ class DockerEngine:
 
     def _verified(self, client: APIClient, image: ImageName, announced: str | None) -> PinnedImage:
         try:
-            found = _image(client, exact_reference(image))
+            with self._looking_up:
+                found = _image(client, exact_reference(image))
         except NotFound as error:
             raise RegistryUnreachable(
                 f"The pull of {image.name} ended without an image on this machine."
@@ -187,13 +210,19 @@ class DockerEngine:
     def ensure_container(self, spec: ContainerSpec) -> ContainerId:
         """Create the container, or adopt ours of that name; refuse it when it is not as asked."""
         network = self._ensured_network()
+        if spec.run_id is not None and not self._is_here(network.bridge):
+            # The proxy and the firewall rule stand where the bridge was: there is nothing to shut a run in.
+            raise EngineUnreachable(
+                f"The bridge {network.bridge} of the isolated network is gone: the engine was started anew."
+                " The agent has to be restarted."
+            )
         with self._connection.client() as client:
             config = self._config(client, spec, network)
             try:
                 made = _created(client, spec, config)
             except _NameTaken:
                 made = self._adopted(client, spec, config)
-            _refuse_if_different(client, made, config)
+            _refuse_if_different(client, self._describe(client, made), config)
         return made
 
     def _ensured_network(self) -> NetworkFacts:
@@ -213,14 +242,17 @@ class DockerEngine:
     @cached_property
     def _traits(self) -> EngineTraits:
         with self._connection.client() as client:
-            said = client.info()
-        return EngineTraits(
-            limits_swap=bool(said.get("SwapLimit", True)), cgroup_version=str(said.get("CgroupVersion", "2"))
-        )
+            return traits_of(client)
+
+    @cached_property
+    def _describe(self) -> Describe:
+        with self._connection.client() as client:
+            is_podman = podman.is_podman(client)
+        return podman.describe_container if is_podman else _described
 
     def _adopted(self, client: APIClient, spec: ContainerSpec, config: Mapping[str, Any]) -> ContainerId:
         try:
-            found = client.inspect_container(spec.name)
+            found = self._describe(client, spec.name)
         except NotFound:
             return _created(client, spec, config)
         if not self._is_ours(found, spec):
@@ -256,9 +288,9 @@ class DockerEngine:
                 report = report_of(client.inspect_container(container))
             except NotFound:
                 return None
-            if report.exit_code == _KILLED and not report.out_of_memory:
-                return replace(report, out_of_memory=_was_killed_by_the_kernel(client, report))
-            return report
+            return with_its_end(
+                report, partial(_events, client), replays=lambda: not podman.is_podman(client)
+            )
 
     def stop(self, container: ContainerId) -> None:
         """Kill the container's processes at once; already gone is fine."""
@@ -316,10 +348,11 @@ class DockerEngine:
                     raise
 
     def list_containers(self) -> tuple[ContainerReport, ...]:
-        """List every container that has our label."""
+        """List every container that has our label, but for the one that keeps the bridge."""
         with self._connection.client() as client:
             listed = client.containers(all=True, filters={"label": f"{LABEL_NAME}={self._name}"})
-            found = [_inspected(client, entry["Id"]) for entry in listed]
+            wanted = [entry for entry in listed if LABEL_KEEPER not in (entry.get("Labels") or {})]
+            found = [_inspected(client, entry["Id"]) for entry in wanted]
         return tuple(report_of(description) for description in found if description is not None)
 
     # --- events -----------------------------------------------------------------------------------------------
@@ -366,6 +399,10 @@ def _image(client: APIClient, reference: str) -> Mapping[str, Any]:
     return found
 
 
+def _image_ids(client: APIClient) -> frozenset[str]:
+    return frozenset(map(str, client.images(quiet=True, all=True)))
+
+
 def _url(client: APIClient, path: str) -> str:
     return f"{client.base_url}/v{client.api_version}{path}"
 
@@ -392,13 +429,17 @@ def _created(client: APIClient, spec: ContainerSpec, config: Mapping[str, Any]) 
     return ContainerId(str(made["Id"]))
 
 
-def _refuse_if_different(client: APIClient, container: ContainerId, config: Mapping[str, Any]) -> None:
-    found = client.inspect_container(container)
+def _described(client: APIClient, container: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = client.inspect_container(container)
+    return found
+
+
+def _refuse_if_different(client: APIClient, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     different = differences(config, found)
     if not different:
         return
     if not _ever_started(found):
-        client.remove_container(container, v=True, force=True)
+        client.remove_container(found["Id"], v=True, force=True)
     raise StartFailed(
         f"The engine did not make the container as it was asked to: {'; '.join(different)}.",
         hint="The owner of the node must look at the engine's own settings.",
@@ -413,30 +454,12 @@ def _inspected(client: APIClient, container: str) -> Mapping[str, Any] | None:
     return found
 
 
-def _was_killed_by_the_kernel(client: APIClient, report: ContainerReport) -> bool:
-    # The engine may learn of the exit before it learns why, and on cgroup v1 it may never learn: then its description
-    # stays without the flag. No process inside can kill its own first process, so somebody outside did. If it was not
-    # the engine, of which there would be an event, it was the kernel. An engine that was restarted has forgotten all.
-    if report.finished_at is None:
-        return False
+def _events(client: APIClient, parameters: Mapping[str, str]) -> bytes:
+    until_now = {"until": f"{time.time():.3f}"}
     response = client.get(
-        _url(client, "/events"),
-        params={
-            "since": str(int(report.finished_at) - KILL_SECONDS),
-            "until": f"{report.finished_at + LATE_EVENT_SECONDS:.3f}",
-            "filters": json.dumps({"container": [report.id]}),
-        },
-        timeout=client.timeout,
+        _url(client, "/events"), params={**until_now, **parameters}, timeout=client.timeout
     )
-    happened = {_action(line) for line in response.content.splitlines()}
-    return "oom" in happened or ("die" in happened and "kill" not in happened)
-
-
-def _action(line: bytes) -> str:
-    try:
-        return str(json.loads(line)["Action"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    return bytes(response.content)
 
 
 def _ever_started(found: Mapping[str, Any]) -> bool:

@@ -6,10 +6,8 @@ what each answer means. Must not repair anything: it says what is open and what 
 
 import io
 import json
-import os
+import math
 import secrets
-import sys
-import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,23 +16,24 @@ from pathlib import Path
 from socket import AF_INET, SO_REUSEADDR, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, socket
 from typing import Any, Self
 
-from docker import APIClient
-from docker.errors import APIError, NotFound
-
-from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
+from node_agent.domain.container import ContainerLimits, ContainerSpec, NetworkFacts
 from node_agent.domain.run import ContainerId
 from node_agent.errors import EngineUnreachable, StartFailed
 from node_agent.runtime import probe_inside
 from node_agent.runtime.connection import EngineConnection, one_line
 from node_agent.runtime.engine import DockerEngine
 from node_agent.runtime.firewall import FirewallFacts
+from node_agent.runtime.own_python import ensured_empty_image, own_python, own_python_mounts
 from node_agent.runtime.spec import LABEL_NAME, LABEL_PROBE
 from node_agent.runtime.subnets import host_addresses
 
-PROBE_IMAGE = "node-agent-probe"
-PROBE_TAG = "1"
 NEIGHBOUR_PORT = 9
 SECONDS = 15
+LIMITS_HINT = (
+    "Engines without root need cgroup v2 with delegation for memory, pids and cpus; Podman takes open_files and output_size"
+    " (nofile, fsize) from default_ulimits in its containers.conf. To do without: limits.accept_unenforced: true."
+)
+_NAMES_INSIDE: Mapping[str, str] = {"cpus": "cpu", "output_size": "file_size"}
 _LOG_LIMIT = 256 * 1024
 _MEMORY_ROUNDING = 64 * 1024
 
@@ -244,7 +243,7 @@ class _Probes:
         return container
 
     def _spec(self, part: str, asked: Mapping[str, Any]) -> ContainerSpec:
-        python, mounts = ("python3", ()) if self._plan.image else (_own_python(), _own_python_mounts())
+        python, mounts = ("python3", ()) if self._plan.image else (own_python(), own_python_mounts())
         return ContainerSpec(
             name=f"node-agent-{self._plan.agent}-probe-{part}-{self._mark}",
             run_id=None,
@@ -260,7 +259,7 @@ class _Probes:
     def _image_id(self) -> str:
         if self._plan.image is None:
             with self._connection.client() as client:
-                return _ensured_empty_image(client)
+                return ensured_empty_image(client)
         found = self._engine.find_image(self._plan.image)
         if found is None:
             raise StartFailed(f"the image {self._plan.image} (network.probe_image) is not on this machine.")
@@ -269,42 +268,6 @@ class _Probes:
 
 def _script() -> str:
     return Path(probe_inside.__file__).read_text()
-
-
-def _own_python() -> str:
-    named = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    return str(named) if named.exists() else os.path.realpath(sys.executable)
-
-
-def _own_python_mounts() -> tuple[Mount, ...]:
-    """Give what this Python needs to run in an empty container, read-only and at the same places."""
-    wanted = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/nix/store", sys.base_prefix]
-    present = [path for path in wanted if Path(path).exists()]
-    inside_another = {path for path in present for other in present if path.startswith(other + "/")}
-    return tuple(Mount(path, path, read_only=True) for path in present if path not in inside_another)
-
-
-def _ensured_empty_image(client: APIClient) -> str:
-    reference = f"{PROBE_IMAGE}:{PROBE_TAG}"
-    try:
-        found = client.inspect_image(reference)  # type: ignore[no-untyped-call]
-    except NotFound:
-        _import_empty(client)
-        found = client.inspect_image(reference)  # type: ignore[no-untyped-call]
-    return str(found["Id"])
-
-
-def _import_empty(client: APIClient) -> None:
-    empty = io.BytesIO()
-    tarfile.open(fileobj=empty, mode="w").close()
-    try:
-        client.import_image_from_data(
-            empty.getvalue(), repository=PROBE_IMAGE, tag=PROBE_TAG, changes=[f"LABEL {LABEL_PROBE}=true"]
-        )
-    except APIError as error:
-        raise StartFailed(
-            f"the engine does not take the probe's empty image: {error.explanation}."
-        ) from error
 
 
 # --- what it means --------------------------------------------------------------------------------------------
@@ -375,17 +338,23 @@ def _open_network(seen: Mapping[str, Any], reached: set[str]) -> Iterator[Findin
 
 
 def _loose_limits(found: Mapping[str, str], limits: ContainerLimits) -> Iterator[Finding]:
-    memory, pids, cpu = (_number(found.get(name, "")) for name in ("memory", "pids", "cpu"))
+    largest: Mapping[str, float] = {
+        "memory": limits.memory + _MEMORY_ROUNDING,
+        "pids": limits.pids,
+        "cpus": math.inf,
+        "open_files": limits.open_files,
+        "output_size": limits.file_size,
+    }
     loose = [
-        *(["memory"] if memory is None or memory > limits.memory + _MEMORY_ROUNDING else []),
-        *(["pids"] if pids is None or pids > limits.pids else []),
-        *(["cpus"] if cpu is None else []),
+        name
+        for name, most in largest.items()
+        if (number := _number(found.get(_NAMES_INSIDE.get(name, name), ""))) is None or number > most
     ]
     if loose:
         yield Finding(
             check=Check.LIMITS,
             text=f"The engine does not enforce these limits on a run: {', '.join(loose)}.",
-            hint="Rootless engines need cgroup v2 with delegation; see the engine's documentation on limits.",
+            hint=LIMITS_HINT,
         )
 
 

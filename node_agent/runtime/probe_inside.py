@@ -4,8 +4,10 @@ This text runs there by itself, on nothing but the standard library and without 
 nothing: what is right and wrong is decided by probe.py.
 """
 
+import errno
 import json
 import os
+import resource
 import selectors
 import socket
 import sys
@@ -19,11 +21,14 @@ Waiting = selectors.BaseSelector
 
 LISTENER_SECONDS = 20
 PATIENCE = 0.4
+_CGROUPS = "/sys/fs/cgroup"
 _CGROUP_FILES = {
     "memory": ("memory.max", "memory/memory.limit_in_bytes"),
     "pids": ("pids.max", "pids/pids.max"),
     "cpu": ("cpu.max", "cpu/cpu.cfs_quota_us"),
 }
+_UNDER_WAY = frozenset({0, errno.EINPROGRESS})
+_RESOURCES = {"open_files": resource.RLIMIT_NOFILE, "file_size": resource.RLIMIT_FSIZE}
 
 
 def listen(asked: Asked) -> None:
@@ -41,7 +46,7 @@ def look(asked: Asked) -> dict[str, Any]:
         "gid": os.getgid(),
         "groups": os.getgroups(),
         "status": status(),
-        "limits": {name: first_text(paths) for name, paths in _CGROUP_FILES.items()},
+        "limits": limits(),
         "root_read_only": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
         "tmp_writable": os.access("/tmp", os.W_OK),  # noqa: S108 - the container's own
         "ipv6": has_ipv6(),
@@ -66,8 +71,11 @@ def knock_tcp(waiting: Waiting, answers: Answers, key: str, door: Door) -> None:
     """Begin a connection."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     answers[key] = "closed"
-    sock.connect_ex(door)
-    waiting.register(sock, selectors.EVENT_WRITE, (key, tcp_answer, sock))
+    if sock.connect_ex(door) in _UNDER_WAY:
+        waiting.register(sock, selectors.EVENT_WRITE, (key, tcp_answer, sock))
+    else:
+        # Without a way there, the kernel says so at once, and would not say it again.
+        sock.close()
 
 
 def send_udp(waiting: Waiting, answers: Answers, key: str, door: Door, payload: bytes) -> None:
@@ -148,9 +156,27 @@ def has_ipv6() -> bool:
     return any(line.split()[-1] != "lo" for line in text("/proc/net/if_inet6").splitlines())
 
 
-def first_text(paths: tuple[str, ...]) -> str:
-    """Read the first of the cgroup files that exists."""
-    return next((found for path in paths if (found := text("/sys/fs/cgroup/" + path).strip())), "")
+def limits(root: str = _CGROUPS) -> dict[str, str]:
+    """Read the limits this very process is under; empty where there is none."""
+    found = {name: own_limit(root, paths) for name, paths in _CGROUP_FILES.items()}
+    return found | {name: hard_limit(number) for name, number in _RESOURCES.items()}
+
+
+def own_limit(root: str, paths: tuple[str, ...]) -> str:
+    """Read the first of the cgroup files that is there and counts: it lies in the group that this process is in."""
+    for path in paths:
+        file = os.path.join(root, path)  # noqa: PTH118 - pathlib takes longer to import
+        said = text(file).strip()
+        members = text(os.path.join(os.path.dirname(file), "cgroup.procs")).split()  # noqa: PTH118, PTH120 - same
+        if said and str(os.getpid()) in members:
+            return said
+    return ""
+
+
+def hard_limit(number: int) -> str:
+    """Read a limit of the process itself."""
+    hard = resource.getrlimit(number)[1]
+    return "" if hard == resource.RLIM_INFINITY else str(hard)
 
 
 def text(path: str) -> str:

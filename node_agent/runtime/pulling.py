@@ -10,7 +10,7 @@ from typing import Any
 
 from node_agent.domain.container import PullProgress
 from node_agent.domain.policy import DIGEST, ImageName
-from node_agent.errors import DiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
+from node_agent.errors import EngineDiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
 from node_agent.runtime.connection import one_line, readable
 
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
@@ -61,7 +61,7 @@ def refusal(reference: str, text: str, *, account: str = "") -> NodeAgentError:
     """
     said, words = readable(text), text.lower()
     if _any(words, _DISK_FULL):
-        return DiskFull(
+        return EngineDiskFull(
             f"The engine has no room for the image {reference}: {said}.",
             hint="Free space where it keeps images.",
         )

@@ -31,6 +31,7 @@ def report_of(found: Mapping[str, Any]) -> ContainerReport:
         phase=phase,
         exit_code=int(state.get("ExitCode", 0)) if ended else None,
         out_of_memory=bool(state.get("OOMKilled")),
+        paused=bool(state.get("Paused")),
         started_at=started_at,
         finished_at=finished_at if ended else None,
         error=one_line(str(state.get("Error") or "")),

@@ -5,7 +5,7 @@ engine says it has. Must not talk to an engine.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
@@ -13,6 +13,7 @@ from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, N
 LABEL_NAME = "node-agent.name"
 LABEL_RUN = "node-agent.run"
 LABEL_PROBE = "node-agent.probe"
+LABEL_KEEPER = "node-agent.keeper"
 
 PROXY_HOST = "proxyserver"
 LOG_OPTIONS = {"max-size": "100m", "max-file": "2"}
@@ -27,6 +28,13 @@ ALL_GPUS: Mapping[str, Any] = {
 
 Asked = Mapping[str, Any]
 
+_KEYS_OF_LIMIT: Mapping[str, tuple[str, ...]] = {
+    "memory": ("Memory", "MemorySwap"),
+    "cpus": ("NanoCpus",),
+    "pids": ("PidsLimit",),
+    "ulimits": ("Ulimits",),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTraits:
@@ -34,6 +42,12 @@ class EngineTraits:
 
     limits_swap: bool = True
     cgroup_version: str = "2"
+    unenforced: frozenset[str] = frozenset()
+    """Limits it says it cannot enforce: they are not asked for, and the probe finds them missing."""
+    memory_folders: tuple[str, ...] = ()
+    """Folders it makes writable in memory on its own, without a limit unless they are asked for."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """Kernel settings it has to be asked for."""
 
 
 def container_config(
@@ -87,10 +101,14 @@ def _host_config(
         **_limits(spec.limits, traits),
         **_names(spec, network),
         **({"DeviceRequests": [dict(ALL_GPUS)]} if spec.gpus else {}),
+        **({"Sysctls": dict(traits.sysctls)} if traits.sysctls else {}),
         "NetworkMode": network.name,
         "Mounts": [*map(_bind, spec.mounts), *_tmpfs_for_volumes(spec, volumes)],
         # Exec is left on: R and numba compile into /tmp and load what they compiled.
-        "Tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,size={spec.limits.tmp_size},mode=1777"},  # noqa: S108 - the container's own
+        "Tmpfs": dict.fromkeys(
+            ("/tmp", *traits.memory_folders),  # noqa: S108 - the container's own
+            f"rw,exec,nosuid,nodev,size={spec.limits.tmp_size},mode=1777",
+        ),
         "LogConfig": {"Type": "json-file", "Config": dict(LOG_OPTIONS)},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
@@ -132,7 +150,8 @@ def _limits(limits: ContainerLimits, traits: EngineTraits) -> dict[str, Any]:
     }
     if traits.limits_swap:
         asked["MemorySwap"] = limits.memory
-    return asked
+    left_out = {key for name in traits.unenforced for key in _KEYS_OF_LIMIT[name]}
+    return {key: value for key, value in asked.items() if key not in left_out}
 
 
 def _ulimit(name: str, value: int) -> dict[str, Any]:
@@ -260,8 +279,8 @@ _COMPARED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "RestartPolicy": ("the restart policy", _policy),
     "AutoRemove": ("removing itself", bool),
 }
-# Engines fill these in by themselves when they are not asked for.
-_UNLESS_ASKED = frozenset({"CgroupnsMode", "MemorySwap"})
+# Engines fill these in by themselves when they are not asked for. Limits that are not asked for are the probe's matter.
+_UNLESS_ASKED = frozenset({"CgroupnsMode", "MemorySwap", "Memory", "NanoCpus", "PidsLimit", "Ulimits"})
 
 
 def _different_identity(asked: Asked, found: Asked) -> list[str]:

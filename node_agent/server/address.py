@@ -43,6 +43,9 @@ class ServerSession(requests.Session):
         self.auth = _leave_alone
         self.verify = str(address.ca_bundle) if address.ca_bundle else True
 
+    def get_redirect_target(self, resp: Any) -> None:
+        """Follow no redirect: it may lead elsewhere, and turns some calls into others."""
+
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Let the configured bundle win over REQUESTS_CA_BUNDLE."""
         if verify is None and isinstance(self.verify, str):

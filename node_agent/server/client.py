@@ -48,20 +48,23 @@ from node_agent.server.tokens import Tokens
 LISTING_LIMIT = 1024 * 1024 * 1024
 """What one answer with inputs may take on disk; the databases behind the server hold no longer text."""
 REPORT_SECONDS = 300.0
+KNOCK_SECONDS = 2.0
 # the connection's time-out also bounds the sending of each piece, and servers pause while they store
 REPORT_CONNECT_SECONDS = 30.0
 
 _TOKEN_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY})
 _GATEWAY = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-_RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+_LEAVE_ALONE = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _NOT_SHOWN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 _NO_SUCH_TASK = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
 _TASK_GONE, _TASK_OVER = "does not exist", "already finished"
 
 
 def _is_blip(error: BaseException) -> bool:
-    return isinstance(error, ServerUnreachable) and not isinstance(error, AnswerTooLarge)
+    # who asks to be left alone is not asked twice in a second
+    return isinstance(error, ServerUnreachable) and not isinstance(error, AnswerTooLarge) and not error.after
 
 
 def brief_patience(sleep: Callable[[float], None] | None = None) -> Retrying:
@@ -106,6 +109,18 @@ class HttpServer:
         """Close the connections."""
         self._exchange.close()
 
+    def knock(self) -> None:
+        """Find out, at little cost to anybody, whether the server answers."""
+        call = Call(
+            method="GET",
+            path="version",
+            limit=SHORT_BODY,
+            connect_seconds=KNOCK_SECONDS,
+            read_seconds=KNOCK_SECONDS,
+            body_seconds=KNOCK_SECONDS,
+        )
+        wire.parse_version(_good(_settled(self._exchange.send(call))))
+
     def identify(self) -> NodeIdentity:
         """Log in and learn who this node is."""
         node = self._get(f"node/{self._tokens.node_id()}")
@@ -148,6 +163,16 @@ class HttpServer:
         if reply.status == HTTPStatus.NOT_FOUND:
             return False
         return wire.parse_run_state(_good(reply)).is_open
+
+    def claimed_at(self, run_id: RunId) -> float | None:
+        """Say when a node took the run; None when none did yet. Raises RunClosed."""
+        reply = self._ask_about(run_id)
+        if reply.status == HTTPStatus.NOT_FOUND:
+            raise RunClosed(f"Run {run_id} is not at the server any more.")
+        run = wire.parse_run_state(_good(reply))
+        if not run.is_open:
+            raise RunClosed(f"Run {run_id} is closed at the server.")
+        return run.claimed_at
 
     def claim(self, run_id: RunId, *, at: float) -> None:
         """Tell the server that this node takes the run. Raises RunClosed, RunFailed."""
@@ -338,7 +363,11 @@ def _long_answer(call: Call, folder: Path) -> Call:
 
 def _settled(reply: Reply) -> Reply:
     """Give a success or a refusal by the server itself; anything else may pass, so it is no answer."""
-    if reply.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _is_good(reply):
+    if _is_good(reply):
+        if not reply.is_json:  # a network's login page, or somebody else altogether: nothing was done
+            raise _unexpected(reply)
+        return reply
+    if reply.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return reply
     refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
     # a gateway in front of a server that is being replaced says 403 or 404 too, but not in the server's words
@@ -367,7 +396,10 @@ def _raise_if_over(run_id: RunId, reply: Reply) -> None:
 
 
 def _unexpected(reply: Reply) -> ServerUnreachable:
-    return ServerUnreachable(f"{reply.call} was answered with {reply.status}: {reply.excerpt()}")
+    text = f"{reply.call} was answered with {reply.status}: {reply.excerpt()}"
+    if reply.is_good:
+        text = f"{reply.call} was answered with a page that is not the server's ({reply.content_type or 'of no kind'})."
+    return ServerUnreachable(text, after=reply.pause if reply.status in _LEAVE_ALONE else 0.0)
 
 
 def _climbs(path: str) -> bool:

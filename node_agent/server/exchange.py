@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from requests.exceptions import (
     RequestException,
     SSLError,
 )
+from urllib3.exceptions import HTTPError
 
 from node_agent.domain.secret import Secret
 from node_agent.errors import DiskFull, ServerUnreachable
@@ -35,10 +37,15 @@ log = structlog.get_logger()
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 BODY_LIMIT = 128 * 1024 * 1024
-BODY_SECONDS = 300.0
+BODY_SECONDS = 15.0
+"""So long an answer may take, and longer only if it is long."""
+STREAM_SECONDS = 300.0
+"""The same for one that is passed on while it is read: its reader may pause."""
 SHORT_BODY = 64 * 1024
-SLOWEST = 64 * 1024
+SLOWEST = 16 * 1024
 """Bytes a second that a long answer must bring."""
+LONGEST_PAUSE = 120.0
+"""Seconds; a server that asks to be left alone for longer (Retry-After) is asked earlier."""
 _CHUNK = 64 * 1024
 _SHOWN = 200
 
@@ -72,6 +79,7 @@ class Call:
     """Nobody needs the answer's body when it is large: it is not read then."""
     connect_seconds: float = CONNECT_SECONDS
     read_seconds: float = READ_SECONDS
+    body_seconds: float = BODY_SECONDS
 
     def __str__(self) -> str:
         return f"{self.method} /{self.path}"
@@ -89,11 +97,18 @@ class Reply:
     """The body as JSON, its long strings in files, when it was asked for so."""
     total: int | None = None
     """How many elements the whole list has, when this is a page of one."""
+    pause: float = 0.0
+    """For how many seconds the server asks to be left alone."""
 
     @property
     def is_good(self) -> bool:
         """Tell whether the server did what it was asked."""
         return self.status in {HTTPStatus.OK, HTTPStatus.CREATED}
+
+    @property
+    def is_json(self) -> bool:
+        """Tell whether this is JSON, as it says itself: the login page of a network comes with 200, too."""
+        return self.content_type.partition(";")[0].strip().lower() == "application/json"
 
     @property
     def message(self) -> str | None:
@@ -186,7 +201,7 @@ class Exchange:
             yield Stream(
                 status=response.status_code,
                 content_type=response.headers.get("Content-Type", ""),
-                pieces=self._pieces(call, response),
+                pieces=self._pieces(call, response, seconds=STREAM_SECONDS),
             )
 
     def close(self) -> None:
@@ -216,14 +231,14 @@ class Exchange:
     def _translated(self, call: Call) -> Iterator[None]:
         try:
             yield
-        except RequestException as error:
+        except (RequestException, HTTPError) as error:
             raise ServerUnreachable(f"{call} at {self.address.rest}: {_reason(error)}") from error
 
-    def _pieces(self, call: Call, response: requests.Response) -> Iterator[bytes]:
+    def _pieces(self, call: Call, response: requests.Response, *, seconds: float) -> Iterator[bytes]:
         """Read a body of any size; the longer it is, the longer it may take."""
-        deadline = time.monotonic() + BODY_SECONDS
+        deadline = time.monotonic() + seconds
         with self._translated(call):
-            for piece in response.iter_content(_CHUNK):
+            for piece in _arriving(response):
                 deadline += len(piece) / SLOWEST
                 if time.monotonic() > deadline:
                     raise ServerUnreachable(f"The answer to {call} comes too slowly.")
@@ -244,12 +259,14 @@ class Exchange:
             status=response.status_code,
             content_type=response.headers.get("Content-Type", ""),
             total=total,
+            pause=pause_asked(response.headers),
         )
         if _unwanted(call, response):
             return reply
+        pieces = self._pieces(call, response, seconds=call.body_seconds)
         if call.spool is not None and reply.is_good:
-            return replace(reply, tree=_spooled(call, self._pieces(call, response), call.spool, total))
-        return replace(reply, body=_body(call, response, total))
+            return replace(reply, tree=_spooled(call, pieces, call.spool, total))
+        return replace(reply, body=_body(call, pieces, total))
 
 
 def _milliseconds_since(started: float) -> float:
@@ -262,16 +279,38 @@ def _unwanted(call: Call, response: requests.Response) -> bool:
     return call.skip_large and good and (length is None or length > SHORT_BODY)
 
 
-def _body(call: Call, response: requests.Response, total: int | None) -> bytes:
+def _arriving(response: requests.Response) -> Iterator[bytes]:
+    """Give what has arrived as soon as anything has: a full chunk of a byte a second would be hours away."""
+    read = getattr(response.raw, "read1", None)
+    if read is None:  # urllib3 has it from version 2.1 on
+        yield from response.iter_content(_CHUNK)
+        return
+    while piece := read(_CHUNK, decode_content=True):
+        yield piece
+
+
+def _body(call: Call, pieces: Iterable[bytes], total: int | None) -> bytes:
     body = bytearray()
-    deadline = time.monotonic() + BODY_SECONDS
-    for chunk in response.iter_content(_CHUNK):
+    for chunk in pieces:
         body += chunk
         if len(body) > call.limit:
             raise AnswerTooLarge(f"The answer to {call} is larger than {call.limit} bytes.", total=total)
-        if time.monotonic() > deadline:
-            raise ServerUnreachable(f"The answer to {call} took longer than {BODY_SECONDS:.0f} s.")
     return bytes(body)
+
+
+def pause_asked(headers: Mapping[str, str]) -> float:
+    """Read for how long the server asks to be left alone, within bounds; a date counts from its own."""
+    text = headers.get("Retry-After", "").strip()
+    whole = _whole(text[:9])
+    seconds = _seconds_between(headers.get("Date", ""), text) if whole is None else float(whole)
+    return min(max(0.0, seconds), LONGEST_PAUSE)
+
+
+def _seconds_between(start: str, end: str) -> float:
+    try:
+        return (parsedate_to_datetime(end) - parsedate_to_datetime(start)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def _spooled(call: Call, pieces: Iterable[bytes], folder: Path, total: int | None) -> object:
@@ -296,9 +335,11 @@ def _whole(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() else None
 
 
-def _reason(error: RequestException) -> str:
+def _reason(error: Exception) -> str:
     """Say in a few words why a call did not go through."""
     if isinstance(error, SSLError):
+        if "expired" in str(error):
+            return "the server's certificate has expired; whoever runs the server must renew it, the rest goes by itself"
         return f"the certificate is not accepted ({_root_text(error)}); see `server.ca_bundle`"
     if isinstance(error, ProxyError):
         return f"the HTTP proxy does not answer ({_root_text(error)})"

@@ -18,7 +18,7 @@ import socketio
 import structlog
 from socketio.exceptions import SocketIOError
 
-from node_agent.domain.messages import Message, ServerOffline, ServerOnline
+from node_agent.domain.messages import Message, NodeCame, NodeLeft, ServerOffline, ServerOnline
 from node_agent.domain.ports import NodeIdentity, StatusChange
 from node_agent.domain.run import Run
 from node_agent.domain.runlogs import LogPiece
@@ -38,17 +38,53 @@ FIRST_DELAY = 0.5
 LAST_DELAY = 5.0
 STOP_SECONDS = 1.8
 HANG_UP_SECONDS = 0.5
+OWN_COMING_SECONDS = 3.0
+"""So soon after it was let in this node hears of its own coming; later, it is another agent's with the same key."""
 EVENT_LIMIT = 900_000
 """Bytes; the server closes the connection on an event of a million."""
-_CHECK_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""So long the server may take to confirm a ping, once it has confirmed one on the same connection."""
+_CHECK_SECONDS = 1.0
 
-_SYNC, _LOST, _STOP, _EXPIRED, _INVALID = "sync", "lost", "stop", "expired_token", "invalid_token"
+_SYNC, _LOST, _SILENT, _STOP, _EXPIRED, _INVALID = (
+    "sync",
+    "lost",
+    "silent",
+    "stop",
+    "expired_token",
+    "invalid_token",
+)
 _SAID_AT_END = {
     _LOST: "the connection ended",
+    _SILENT: "the server does not confirm what it is sent",
     _STOP: "this node stops",
     _EXPIRED: "the server says the token has expired",
     _INVALID: "the server says the token is invalid",
 }
+
+
+class _Pulse:
+    """Whether the other side of a connection confirms what it gets; not every server does."""
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self.confirms = False
+        """Whether it ever confirmed anything."""
+
+    def ask(self) -> None:
+        """Note that a ping leaves."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+
+    def confirm(self, *_: object) -> None:
+        """Note that the other side has got one."""
+        self._asked_at = None
+        self.confirms = True
+
+    def is_missing(self, *, for_seconds: float) -> bool:
+        """Tell whether the other side, which confirmed once, has not confirmed a ping for so long."""
+        asked_at = self._asked_at
+        return self.confirms and asked_at is not None and time.monotonic() - asked_at > for_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +94,7 @@ class _Line:
     client: Any
     token: Secret
     seen: "SimpleQueue[str]" = field(default_factory=SimpleQueue)
+    pulse: _Pulse = field(default_factory=_Pulse)
 
 
 class SocketListener:
@@ -69,16 +106,21 @@ class SocketListener:
         tokens: Tokens,
         identity: NodeIdentity,
         post: Callable[[Message], None],
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
+        self._answer_seconds = answer_seconds
         self._address = address
         self._tokens = tokens
         self._identity = identity
         self._post = post
         self._emitting = threading.Lock()
         self._stopping = threading.Event()
+        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._keep_connected, name="socket", daemon=True)
         self._line: _Line | None = None
         self._online: bool | None = None
+        self._online_since = float("inf")
 
     # --- start and stop ---
 
@@ -89,6 +131,7 @@ class SocketListener:
     def stop(self) -> None:
         """Say goodbye to the server; gives up after two seconds."""
         self._stopping.set()
+        self._hurry.set()
         if (line := self._line) is not None:
             line.seen.put(_STOP)
         if self._thread.ident is not None:
@@ -99,11 +142,20 @@ class SocketListener:
         """Tell whether the server counts this node as present."""
         return bool(self._online)
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Tell whether the server has confirmed a ping on the connection that stands now."""
+        line = self._line
+        return line is not None and line.pulse.confirms
+
     # --- Channel ---
 
     def ping(self) -> None:
         """Say that this node is present."""
-        self._emit("ping")
+        line = self._line
+        if line is not None:
+            line.pulse.ask()
+            self._emit("ping", callback=line.pulse.confirm)
 
     def tell_status(self, change: StatusChange) -> None:
         """Broadcast a status change."""
@@ -117,7 +169,16 @@ class SocketListener:
         """Send what a running algorithm wrote."""
         self._emit("algorithm_log", wire.log_event(run, piece, self._identity))
 
-    def _emit(self, event: str, content: dict[str, object] | None = None) -> None:
+    def hurry(self) -> None:
+        """Connect now if there is no connection: the server has just answered elsewhere."""
+        self._hurry.set()
+
+    def _emit(
+        self,
+        event: str,
+        content: dict[str, object] | None = None,
+        callback: Callable[..., None] | None = None,
+    ) -> None:
         line = self._line
         if line is None or not self._online:
             return
@@ -126,7 +187,7 @@ class SocketListener:
                 log.warning("event_dropped", event_name=event, why="too large")
                 return
             with self._emitting:
-                line.client.emit(event, content, namespace=NAMESPACE)
+                line.client.emit(event, content, namespace=NAMESPACE, callback=callback)
         except (SocketIOError, OSError, ValueError, TypeError) as error:
             log.debug("event_dropped", event_name=event, why=shorten(str(error)))
 
@@ -134,13 +195,16 @@ class SocketListener:
 
     def _keep_connected(self) -> None:
         delay = FIRST_DELAY
-        while not self._stopping.is_set():
+        while True:
             began = time.monotonic()
+            self._hurry.clear()
+            if self._stopping.is_set():  # only now: a stop hurries, too
+                return
             was_online, reason = self._live_once()
             self._go_offline(reason)
             if was_online:
                 delay = FIRST_DELAY
-            self._stopping.wait(max(0.0, began + delay - time.monotonic()) if was_online else delay)
+            self._hurry.wait(max(0.0, began + delay - time.monotonic()) if was_online else delay)
             delay = min(2 * delay, LAST_DELAY)
 
     def _live_once(self) -> tuple[bool, str]:
@@ -176,13 +240,19 @@ class SocketListener:
             self._drop_token(line, first)
             return False, _SAID_AT_END.get(first or "", "the server did not say that this node is in")
         self._online = True
+        self._online_since = time.monotonic()
         self._post(ServerOnline())
         while (seen := self._next(line, _CHECK_SECONDS)) in {_SYNC, None}:
-            if seen is None and not _is_up(line.client):
-                seen = _LOST
+            if seen is None and (seen := self._found_ended(line)) is not None:
                 break
         self._drop_token(line, seen)
         return True, _SAID_AT_END[seen or _LOST]
+
+    def _found_ended(self, line: _Line) -> str | None:
+        """Find out whether a connection is over although nobody said so."""
+        if not _is_up(line.client):
+            return _LOST
+        return _SILENT if line.pulse.is_missing(for_seconds=self._answer_seconds) else None
 
     def _next(self, line: _Line, seconds: float) -> str | None:
         """Give what was seen next on the line; None when nothing was in time."""
@@ -208,6 +278,7 @@ class SocketListener:
         # said once per change; at the start nobody knows yet, so a first failure is a change, too
         if self._online is not False:
             self._online = False
+            self._online_since = float("inf")
             self._post(ServerOffline(reason))
 
     # --- what the library calls, each in a thread of its own ---
@@ -221,11 +292,23 @@ class SocketListener:
         line.client.on("disconnect", note(_LOST), namespace=NAMESPACE)
         line.client.on("new_task", self._on_new_task, namespace=NAMESPACE)
         line.client.on("kill_containers", self._on_kill, namespace=NAMESPACE)
+        line.client.on("node-online", self._on_node_online, namespace=NAMESPACE)
+        line.client.on("node-offline", self._on_node_offline, namespace=NAMESPACE)
 
     def _on_new_task(self, *said: object) -> None:
         hint = wire.parse_hint(said[0] if said else None)
         if hint is not None:
             self._post(hint)
+
+    def _on_node_online(self, *said: object) -> None:
+        # everybody is told that this node came, and it hears of itself at once
+        long_here = time.monotonic() - self._online_since > OWN_COMING_SECONDS
+        if long_here and wire.is_about_this_node(said[0] if said else None, self._identity):
+            self._post(NodeCame())
+
+    def _on_node_offline(self, *said: object) -> None:
+        if wire.is_about_this_node(said[0] if said else None, self._identity):
+            self._post(NodeLeft())
 
     def _on_kill(self, *said: object) -> None:
         kill = wire.parse_kill(said[0] if said else None, self._identity)
@@ -241,6 +324,8 @@ def _new_client(address: ServerAddress) -> Any:
         engineio_logger=_silent(),
         request_timeout=CONNECT_SECONDS,
         http_session=lambda: socket_session(address),
+        # the token must not follow a redirect elsewhere
+        websocket_extra_options={"redirect_limit": 0},
     )
 
 

@@ -17,6 +17,9 @@ from node_agent.server import wire
 from node_agent.server.exchange import Call, Reply, Sends
 
 RENEW_BEFORE = 600.0
+FIRST_REFUSAL_SECONDS = 2.0
+LAST_REFUSAL_SECONDS = 60.0
+"""So long no login is tried after the API key was refused; the pause doubles from the first to the last."""
 _KEY_HINT = (
     "Check `server.api_key` or `server.api_key_file`, and that `server.url` names the server the key is from."
 )
@@ -52,6 +55,9 @@ class Tokens:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._pair: _Pair | None = None
+        self._refusal: AccessDenied | None = None
+        self._refusals = 0
+        self._knock_at = 0.0
 
     def access_token(self) -> Secret:
         """Give a token with time left. Raises ServerUnreachable, AccessDenied."""
@@ -103,17 +109,28 @@ class Tokens:
         return self._accepted(reply)
 
     def _login(self) -> _Pair:
+        if self._refusal is not None and self._monotonic() < self._knock_at:
+            raise self._refusal
         body = wire.login_body(self._api_key)
         reply = self._exchange.send(Call(method="POST", path="token/node", body=body))
         if reply.status in _KEY_REFUSED and reply.message is not None:
-            raise AccessDenied(f"The server does not accept the API key: {reply.message}", hint=_KEY_HINT)
+            raise self._denied(reply.message)
+        self._refusal, self._refusals = None, 0
         return self._accepted(reply)
+
+    def _denied(self, message: str) -> AccessDenied:
+        """Note that the key is refused: asked again and again without a pause, a server takes us for an intruder."""
+        self._refusals += 1
+        pause = min(FIRST_REFUSAL_SECONDS * 2 ** min(self._refusals - 1, 10), LAST_REFUSAL_SECONDS)
+        self._knock_at = self._monotonic() + pause
+        self._refusal = AccessDenied(f"The server does not accept the API key: {message}", hint=_KEY_HINT)
+        return self._refusal
 
     def _accepted(self, reply: Reply) -> _Pair:
         if reply.status not in {HTTPStatus.OK, HTTPStatus.CREATED}:
             text = f"{reply.call} was answered with {reply.status}: {reply.excerpt()}"
             away = reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            raise ServerUnreachable(text, hint="" if away else _URL_HINT)
+            raise ServerUnreachable(text, hint="" if away else _URL_HINT, after=_pause(reply))
         access, refresh = wire.parse_tokens(reply)
         claims = wire.parse_claims(_claims_part(access))
         lifetime = float("inf") if claims.lifetime is None else max(claims.lifetime, 0.0)
@@ -126,6 +143,11 @@ class Tokens:
             renew_at=now + lifetime - min(RENEW_BEFORE, lifetime / 2),
             ends_at=now + lifetime,
         )
+
+
+def _pause(reply: Reply) -> float:
+    asks = reply.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+    return reply.pause if asks else 0.0
 
 
 def _is_final_refusal(reply: Reply) -> bool:

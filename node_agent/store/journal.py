@@ -6,19 +6,32 @@ run twice is a no-op, an update is guarded by the state it starts from, and a ru
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
+from node_agent.domain.keeping import PulledImage
 from node_agent.domain.lifecycle import code_of, status_of
+from node_agent.domain.mark import Mark
 from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
-from node_agent.errors import ConfigError, DiskFull, IllegalTransition
+from node_agent.errors import IllegalTransition
+from node_agent.store import pruning
+from node_agent.store.disk import disk_errors, sync_folder
 from node_agent.store.schema import migrate
+from node_agent.store.soundness import journal_errors, look_at, opening_errors, read_only
 
 FILE_NAME = "journal.sqlite"
+SIGN_OF_USE = "runs"
+"""A folder that is made once there was a journal: an empty one beside it has lost its content."""
+_PATIENCE_MS = 1000  # the control loop waits for whoever locks the journal, and then tries again later
+_IMAGE_IN_USE: Final = frozenset({State.PULLED, State.REMOVED})
+"""Reaching these states counts as a use of the run's image: its beginning and its end."""
+
+Answer = TypeVar("Answer")
 
 _COLUMNS = (
     "run_id",
@@ -45,6 +58,8 @@ _COLUMNS = (
     "out_of_memory",
     "has_subtasks",
     "finished_at",
+    "refusal",
+    "entered",
 )
 _INSERT = (
     f"INSERT OR IGNORE INTO run ({', '.join(_COLUMNS)}) "  # noqa: S608 - column names are ours
@@ -65,7 +80,9 @@ class SqliteJournal:
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE_NAME
-        with _journal_errors(self._path):
+        with opening_errors(self._path):
+            look_at(self._path, used=(state_dir / SIGN_OF_USE).exists())
+            _ensure_file(self._path)
             self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
@@ -81,22 +98,23 @@ class SqliteJournal:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
+        self._connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
 
     def load(self) -> list[Run]:
         """Give every run that is not REMOVED, oldest first."""
-        with _journal_errors(self._path):
+        with journal_errors(self._path):
             rows = self._connection.execute("SELECT * FROM run WHERE state < 9 ORDER BY run_id")
             return [_to_run(row) for row in rows]
 
     def knows(self, run_id: RunId) -> bool:
         """Tell whether the run was ever received."""
-        with _journal_errors(self._path):
+        with journal_errors(self._path):
             row = self._connection.execute("SELECT 1 FROM run WHERE run_id = ?", (run_id,)).fetchone()
             return row is not None
 
     def insert(self, run: Run) -> bool:
         """Record a new run; False when the id is known already."""
-        with _journal_errors(self._path):
+        with journal_errors(self._path):
             return self._connection.execute(_INSERT, _to_row(run)).rowcount == 1
 
     def renew(self, run: Run, *, at: float) -> None:
@@ -115,6 +133,27 @@ class SqliteJournal:
                 raise IllegalTransition(f"Run {before.id} is not in {before.state.name} in the journal.")
             if after.state is not before.state:
                 self._note(after.id, before.state, after.state, at=at)
+            if after.state is not before.state and after.state in _IMAGE_IN_USE:
+                self._connection.execute(pruning.USE_IMAGE, {"at": at, "image_id": after.image_id})
+
+    def prune(self, *, before: float, spare: Collection[RunId]) -> int:
+        """Forget the oldest runs that were over before that time, a bounded number at once, and say how many."""
+        with self._transaction():
+            pruned = pruning.delete_old_runs(self._connection, before=before, spare=spare)
+        if pruned:
+            with journal_errors(self._path):
+                pruning.free_pages(self._connection)
+        return pruned
+
+    def note_image(self, image: PulledImage) -> None:
+        """Record that this agent pulled an image that was not on this machine before."""
+        with self._transaction():
+            pruning.note_image(self._connection, image)
+
+    def forget_images(self, image_ids: Iterable[str]) -> None:
+        """Forget that this agent pulled these images."""
+        with self._transaction():
+            pruning.forget_images(self._connection, image_ids)
 
     def _note(self, run_id: RunId, before: State, after: State, *, at: float) -> None:
         self._connection.execute(
@@ -128,7 +167,7 @@ class SqliteJournal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _journal_errors(self._path):
+        with journal_errors(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -140,36 +179,72 @@ class SqliteJournal:
                 raise
 
 
+def read_open_runs(state_dir: Path) -> list[Run]:
+    """Read every run that is not REMOVED, while an agent may be writing."""
+    return _read(state_dir, _open_runs, nothing=[])
+
+
+def _open_runs(connection: sqlite3.Connection) -> list[Run]:
+    connection.row_factory = sqlite3.Row
+    return [_to_run(row) for row in connection.execute("SELECT * FROM run WHERE state < 9 ORDER BY run_id")]
+
+
+def read_images(state_dir: Path) -> list[PulledImage]:
+    """Read which images this agent pulled, while an agent may be writing."""
+    return _read(state_dir, pruning.images_in, nothing=[])
+
+
+def count_old_runs(state_dir: Path, *, before: float) -> int:
+    """Count the runs that were over before that time, while an agent may be writing."""
+    return _read(state_dir, partial(pruning.old_runs_in, before=before), nothing=0)
+
+
+def _read(state_dir: Path, question: Callable[[sqlite3.Connection], Answer], *, nothing: Answer) -> Answer:
+    path = state_dir / FILE_NAME
+    if not path.exists():
+        return nothing
+    with journal_errors(path), closing(read_only(path)) as connection:
+        return question(connection)
+
+
+def _ensure_file(path: Path) -> None:
+    """Make a new journal under another name first: one that is there but empty must mean that its content was lost."""
+    if path.exists():
+        return
+    _leave_behind(path)
+    fresh = path.with_name(f".{path.name}.new")
+    with disk_errors():
+        fresh.unlink(missing_ok=True)
+    with closing(sqlite3.connect(fresh, isolation_level=None)) as connection:
+        migrate(connection, path)
+    with disk_errors():
+        fresh.chmod(0o600)
+        fresh.replace(path)
+        sync_folder(path.parent)
+
+
+def _leave_behind(path: Path) -> None:
+    """Rename what is left of a journal that was moved away: SQLite would write its last changes into the new one."""
+    with disk_errors():
+        for ending in ("-wal", "-shm"):
+            left = path.with_name(path.name + ending)
+            if left.exists():
+                left.replace(left.with_name(f"{left.name}.old"))
+
+
 def read_history(state_dir: Path, limit: int) -> list[dict[str, Any]]:
     """Read the newest *limit* runs, while an agent may be writing: one dictionary a run, times in epoch seconds."""
     path = state_dir / FILE_NAME
     if not path.exists():
         return []
-    with _journal_errors(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    with journal_errors(path):
+        connection = read_only(path)
         connection.row_factory = sqlite3.Row
         try:
             rows = connection.execute("SELECT * FROM run ORDER BY run_id DESC LIMIT ?", (limit,))
             return [_to_summary(_to_run(row)) for row in rows]
         finally:
             connection.close()
-
-
-@contextmanager
-def _journal_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "full" in str(error) or "disk I/O" in str(error):
-            raise DiskFull(f"The journal {path} cannot be written: {error}.") from error
-        raise ConfigError(
-            f"The journal {path} cannot be used: {error}.", hint="Check its owner and its mode."
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise ConfigError(
-            f"The journal {path} is damaged: {error}.",
-            hint="Move it aside to start with an empty one; open runs are then fetched from the server again.",
-        ) from error
 
 
 def _to_summary(run: Run) -> dict[str, Any]:
@@ -188,6 +263,7 @@ def _to_summary(run: Run) -> dict[str, Any]:
         "status_code": code_of(run),
         "outcome": run.outcome,
         "reason": run.reason,
+        "refusal": run.refusal,
         "exit_code": run.exit_code,
         "received_at": run.received_at,
         "claimed_at": run.claimed_at,
@@ -226,6 +302,8 @@ def _to_row(run: Run) -> dict[str, Any]:
         "out_of_memory": run.out_of_memory,
         "has_subtasks": run.has_subtasks,
         "finished_at": run.finished_at,
+        "refusal": _storable(run.refusal),
+        "entered": None if run.entered is None else str(run.entered),
     }
 
 
@@ -257,6 +335,8 @@ def _to_run(row: sqlite3.Row) -> Run:
         out_of_memory=bool(row["out_of_memory"]),
         has_subtasks=bool(row["has_subtasks"]),
         finished_at=row["finished_at"],
+        refusal=_text(row, "refusal"),
+        entered=Mark.parse(_text(row, "entered") or ""),
     )
 
 
@@ -264,6 +344,11 @@ def _blob(row: sqlite3.Row, column: str) -> BlobId | None:
     # who only reads may meet a journal that no agent of this version has opened yet
     found = row[column] if column in row.keys() else None  # noqa: SIM118 - iterating a row gives its values
     return None if found is None else BlobId(found)
+
+
+def _text(row: sqlite3.Row, column: str) -> str:
+    # the same reader may meet the same journal
+    return row[column] if column in row.keys() else ""  # noqa: SIM118 - as above
 
 
 def _to_task(stored: dict[str, Any]) -> Task:

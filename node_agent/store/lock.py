@@ -4,13 +4,16 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from node_agent.errors import ConfigError
+from node_agent.store.disk import disk_errors
 
 _ASKERS = 128
 """How many refused agents learn our process id; later ones are refused all the same."""
+_PID_WIDTH = 16
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: what SO_PEERCRED gives
 
 
@@ -24,27 +27,44 @@ class AgentLock:
             # The same name with another state directory would fight over the same containers.
             self._socket = _claim_name(name)
         except BaseException:
-            self._file.close()
+            os.close(self._file)
             raise
 
     def release(self) -> None:
         """Let the next agent in."""
         self._socket.close()
-        self._file.close()
+        os.close(self._file)
 
 
-def _open_lock_file(path: Path, name: str) -> TextIO:
-    file = path.open("a+", encoding="ascii")
+def _open_lock_file(path: Path, name: str) -> int:
+    with _opening_errors(path), disk_errors():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _hold(descriptor, name)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _hold(descriptor: int, name: str) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        with file:
-            file.seek(0)
-            raise _refusal(name, file.read(16).strip()) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+        raise _refusal(name, os.pread(descriptor, _PID_WIDTH, 0).decode(errors="replace").strip()) from error
+    # always as long: over what an earlier agent wrote it fits also on a full disk
+    os.pwrite(descriptor, f"{os.getpid()}".ljust(_PID_WIDTH - 1).encode() + b"\n", 0)
+
+
+@contextmanager
+def _opening_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"The lock file {path} cannot be used: {error.strerror}.",
+            hint="Make the agent's user the owner of the state directory and all in it (state_dir).",
+        ) from error
 
 
 def _claim_name(name: str) -> socket.socket:
@@ -88,6 +108,6 @@ def running_pid(state_dir: Path) -> int | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            text = file.read(16).strip()
+            text = file.read(_PID_WIDTH).strip()
             return int(text) if text.isdigit() else None
     return None

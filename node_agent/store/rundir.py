@@ -8,6 +8,7 @@
         result, log, log.final           what was taken over from the container
         log.live                         how far the log was sent while the run went on
     <state_dir>/jobs/7-2/                becomes /mnt/tmp for every run of job 7 of user 2
+    <state_dir>/kept/000000012-<time>/   what is left of a reported run, only where the owner keeps it
 
 Everything below `mount/` and `jobs/` is written by algorithms and therefore untrusted: it is opened without following
 links, and only ordinary files are taken. Files of ours are written to a temporary name, synced, and renamed.
@@ -16,6 +17,7 @@ links, and only ordinary files are taken. Files of ours are written to a tempora
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,7 @@ from node_agent.domain.runlogs import LiveMark
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
+from node_agent.store.disk import disk_errors, free_bytes, sync_folder
 
 _HANDED_OVER = ("input", "output", "token", RUN_CONTEXT_NAME)
 _BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
@@ -40,11 +43,13 @@ _SMALLEST = 4096  # what an entry costs at least, so that a million empty files 
 class DiskRunFolders:
     """The folders of one agent, made for containers that run as *user* (uid, gid)."""
 
-    def __init__(self, state_dir: Path, *, user: tuple[int, int]) -> None:
+    def __init__(self, state_dir: Path, *, user: tuple[int, int], keep_seconds: float = 0.0) -> None:
         self._runs = state_dir / "runs"
         self._jobs = state_dir / "jobs"
+        self._kept = state_dir / "kept"
+        self._keeps = keep_seconds > 0
         self._user = user
-        with _disk_errors():
+        with disk_errors():
             for folder in (self._runs, self._jobs):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -55,7 +60,7 @@ class DiskRunFolders:
         """
         if (self._task_folder(run_id) / "input").exists():
             return
-        with _disk_errors():
+        with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
             _write_pieces(self._folder(run_id) / "input", content)
 
@@ -75,7 +80,7 @@ class DiskRunFolders:
 
     def store_context(self, run_id: RunId, content: bytes) -> None:
         """Keep the run's description, for the container's folder to take over."""
-        with _disk_errors():
+        with disk_errors():
             _write(self._folder(run_id) / RUN_CONTEXT_NAME, content)
 
     def has_context(self, run_id: RunId) -> bool:
@@ -88,7 +93,7 @@ class DiskRunFolders:
         task = self._task_folder(run_id)
         temporary = self._jobs / job
         mode = 0o777 if open_to_all else 0o700
-        with _disk_errors():
+        with disk_errors():
             for folder in (task.parent, task, temporary):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._hand_over(folder, mode)
@@ -110,7 +115,7 @@ class DiskRunFolders:
         if result.exists():
             return result.stat().st_size
         with (
-            _disk_errors(),
+            disk_errors(),
             _opened_output(self._folder(run_id) / "mount", _task_name(run_id)) as (folder, output),
         ):
             if output is None:
@@ -126,7 +131,7 @@ class DiskRunFolders:
             # The container is dead: nobody can exchange the file between the check and this rename.
             os.rename("output", result, src_dir_fd=folder)
             result.chmod(0o600)
-            _sync_folder(result.parent)
+            sync_folder(result.parent)
             return size
 
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
@@ -135,10 +140,10 @@ class DiskRunFolders:
 
     @contextmanager
     def log_file(self, run_id: RunId) -> Iterator[BinaryIO]:
-        """Open the run's log for writing, from its beginning; it may turn out only at the end that the disk is full."""
-        with _disk_errors():
+        """Open the run's log for writing, from its beginning; it counts, and is on the disk, when all went well."""
+        with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            with (self._folder(run_id) / "log").open("wb") as file:
+            with _written(self._folder(run_id) / "log") as file:
                 yield file
 
     def final_log(self, run_id: RunId, note: str) -> Path | None:
@@ -150,14 +155,14 @@ class DiskRunFolders:
         content += note.encode(errors="replace")
         if not content:
             return None
-        with _disk_errors():
+        with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
             _write(self._folder(run_id) / "log.final", content)
         return self._folder(run_id) / "log.final"
 
     def final_note(self, run_id: RunId, note: str) -> Path:
         """Give a file with *note* alone, for a researcher who does not get the log."""
-        with _disk_errors():
+        with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
             _write(self._folder(run_id) / "log.final", note.encode(errors="replace"))
         return self._folder(run_id) / "log.final"
@@ -181,6 +186,42 @@ class DiskRunFolders:
         """Give the file with the captured result; None when there is none."""
         path = self._folder(run_id) / "result"
         return path if path.exists() else None
+
+    def report_size(self, run_id: RunId) -> int:
+        """Say how many bytes of result and log wait here to be reported."""
+        # log.final is made from the log, and then holds all of it
+        sizes = {name: _size_of(self._folder(run_id) / name) for name in ("result", "log", "log.final")}
+        return sizes["result"] + max(sizes["log"], sizes["log.final"])
+
+    def free_bytes(self) -> int:
+        """Say how much may still be written."""
+        return free_bytes(self._runs)
+
+    def retire(self, run_id: RunId) -> None:
+        """Take the folder of a reported run out of the way: put aside if the owner keeps them, else deleted."""
+        if self._keeps:
+            # a full disk is not filled further by what is only kept
+            with suppress(DiskFull):
+                self._put_aside(run_id)
+        self.remove(run_id)
+
+    def _put_aside(self, run_id: RunId) -> None:
+        folder = self._folder(run_id)
+        # what the algorithm could write to, the token among it, is not kept
+        _remove_tree(folder / "mount")
+        with suppress(FileNotFoundError), disk_errors():
+            self._kept.mkdir(mode=0o700, exist_ok=True)
+            os.utime(folder)
+            # a later run may have the same number
+            folder.rename(self._kept / f"{folder.name}-{time.time_ns()}")
+
+    def kept_runs(self, *, before: float) -> Iterable[str]:
+        """List the folders that were put aside before that time."""
+        return _old_folders(self._kept, before) if self._kept.exists() else []
+
+    def remove_kept(self, name: str) -> None:
+        """Delete a folder that was put aside; already gone is fine."""
+        _remove_tree(self._kept / name)
 
     def remove(self, run_id: RunId) -> None:
         """Delete everything of the run; already gone is fine."""
@@ -210,6 +251,13 @@ class DiskRunFolders:
             os.chown(path, *self._user)
 
 
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def _old_folders(root: Path, before: float) -> list[str]:
     old = []
     for path in root.iterdir():
@@ -228,11 +276,18 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    with _written(path) as file:
+        file.writelines(pieces)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name; once it is complete and on the disk it gets its own."""
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.writelines(pieces)
+            yield file
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
@@ -240,15 +295,7 @@ def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -304,7 +351,7 @@ def _entry_size(name: str, folder: int) -> int:
 
 def _remove_tree(root: Path) -> None:
     """Remove a tree however deep: what lies in an inner folder is first lifted up to *root*."""
-    with suppress(FileNotFoundError), _disk_errors():
+    with suppress(FileNotFoundError), disk_errors():
         root.chmod(0o700)
         while inner := _folders_left(root):
             for folder in inner:
@@ -326,16 +373,3 @@ def _folders_left(folder: Path) -> list[Path]:
         # The algorithm may have taken the rights to its own folders away.
         inner.chmod(0o700)
     return folders
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFull(
-                f"The disk under the state directory is full ({error.filename or error.strerror}).",
-                hint="Free some space; the work goes on by itself.",
-            ) from error
-        raise

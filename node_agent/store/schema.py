@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from node_agent.errors import ConfigError
+from node_agent.store.safecopy import keep_copy
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -44,17 +45,48 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE run ADD COLUMN input_blob TEXT;
     ALTER TABLE run ADD COLUMN result_blob TEXT;
     """,
+    """
+    ALTER TABLE run ADD COLUMN refusal TEXT NOT NULL DEFAULT '';
+    """,
+    """
+    CREATE INDEX run_over ON run (COALESCE(finished_at, received_at)) WHERE state = 9;
+    CREATE TABLE image (
+        image_id  TEXT NOT NULL,
+        reference TEXT NOT NULL,
+        digest    TEXT,
+        pulled_at REAL NOT NULL,
+        used_at   REAL NOT NULL,
+        PRIMARY KEY (image_id, reference)
+    );
+    """,
+    """
+    ALTER TABLE run ADD COLUMN entered TEXT;
+    """,
 )
 """Step n brings a journal of version n to version n + 1; steps are never edited once released."""
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the journal to this version of the agent, or refuse one from the future."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = check_version(connection, path)
+    if version == 0:
+        # counts only before the first table: what is pruned later can then leave the file
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if version == len(MIGRATIONS):
+        return
+    if version > 0:
+        keep_copy(connection, path, version=len(MIGRATIONS))
+    # All steps or none: what is between two versions no agent could read.
+    steps = "\n".join(MIGRATIONS[version:])
+    connection.executescript(f"BEGIN IMMEDIATE;\n{steps}\nPRAGMA user_version = {len(MIGRATIONS)};\nCOMMIT;")
+
+
+def check_version(connection: sqlite3.Connection, path: Path) -> int:
+    """Give the version of a journal, or refuse one from the future."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > len(MIGRATIONS):
         raise ConfigError(
             f"The journal {path} was written by a newer node-agent (format {version}, this one knows {len(MIGRATIONS)}).",
             hint="Install that version again; the file was left as it is.",
         )
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+    return version

@@ -39,10 +39,11 @@ program_version() {
   sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml | head -n 1 | sed 's/\.\{0,1\}\(a\|b\|rc\|dev\)\([0-9]\)/~\1\2/'
 }
 
-# --- what the program stands on: fetched and compiled once, used again until pyproject.toml or Python changes ------
+# --- what the program stands on: fetched and compiled once, used again until pyproject.toml, Python or this script
+# changes ------
 
 ensure_dependencies() {
-  stamp="$("$python" -VV) $(sha256sum pyproject.toml)"
+  stamp="$("$python" -VV) $(cat pyproject.toml "$parts/build.sh" | sha256sum)"
   [ "$(cat "$dependencies.stamp" 2>/dev/null)" != "$stamp" ] || return 0
   say "fetching what the agent stands on for Python $minor"
   rm -rf "$dependencies" "$dependencies.stamp"
@@ -50,7 +51,10 @@ ensure_dependencies() {
     >"$work/requirements.txt"
   pip install -qq --no-compile --only-binary :all: --target "$dependencies" -r "$work/requirements.txt" ||
     fail "pip could not fetch what the agent stands on; its message stands above"
-  (cd "$dependencies" && rm -rf bin pandas/tests pyarrow/tests pyarrow/include pyarrow/src)
+  (cd "$dependencies" && rm -rf bin pyarrow/include pyarrow/src)
+  find "$dependencies" -type d -name tests -prune -exec rm -rf {} +
+  # wheels come with all kinds of modes; nothing of this is started by itself
+  find "$dependencies" -type f -exec chmod 0644 {} +
   compile "$dependencies"
   printf '%s' "$stamp" >"$dependencies.stamp"
 }
@@ -109,7 +113,12 @@ stage_documents() {
     # compose.yaml is for the image
     [ "$example" = configs/compose.yaml ] || install -m 0644 "$example" "$tree/$documents/examples"
   done
-  cat "$parts/copyright" LICENSE >"$tree/$documents/copyright"
+  install -m 0644 "$parts/copyright" "$tree/$documents/copyright"
+  sed -e "s/@VERSION@/$version/" -e "s/@DATE@/$(date -R -u -d "@$SOURCE_DATE_EPOCH")/" "$parts/changelog" |
+    gzip -9n >"$tree/$documents/changelog.gz"
+  gzip -9nc CHANGELOG.md >"$tree/$documents/CHANGELOG.md.gz"
+  install -d "$tree/usr/share/lintian/overrides"
+  install -m 0644 "$parts/lintian-overrides" "$tree/usr/share/lintian/overrides/node-agent"
 }
 
 stage_control() {
@@ -126,6 +135,9 @@ stage_control() {
 # --- all of it -----------------------------------------------------------------------------------------------------
 
 need_tools
+# Files are no newer than the last commit, so that the same checkout gives the same package.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+export SOURCE_DATE_EPOCH
 minor=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 architecture=$(dpkg --print-architecture)
 version=${VERSION:-$(program_version)}

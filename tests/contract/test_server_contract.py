@@ -140,6 +140,18 @@ def test_a_finished_run_is_not_listed_and_not_open(stage: Stage, agent: Agent) -
     assert list(agent.server.open_runs(task_id)) == []
 
 
+def test_it_is_seen_when_a_run_was_taken_to_the_microsecond_and_that_it_is_over(
+    stage: Stage, agent: Agent
+) -> None:
+    _, run_id = create(stage)
+    assert agent.server.claimed_at(run_id) is None
+    agent.server.claim(run_id, at=AT + 0.123456)
+    assert agent.server.claimed_at(run_id) == pytest.approx(AT + 0.123456, abs=1e-6)
+    agent.server.report(run_id, final())
+    with pytest.raises(RunClosed):
+        agent.server.claimed_at(run_id)
+
+
 def test_a_deleted_run_is_not_open(stage: Stage, agent: Agent) -> None:
     task_id, run_id = create(stage)
     stage.delete(task_id)

@@ -1,8 +1,11 @@
 """What the agent does when the server, or the way to it, is in trouble; over real connections on loopback."""
 
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -25,18 +28,29 @@ from node_agent.errors import DiskFull, RunClosed, ServerUnreachable
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
 from node_agent.server.exchange import AnswerTooLarge, Call, Exchange
-from node_agent.server.listener import SocketListener
+from node_agent.server.listener import ANSWER_SECONDS, SocketListener
 from node_agent.server.tokens import Tokens
 from tests.doubles.fake_server import FakeServer, Fault
+from tests.lab.road import LOOPBACK, Road
+from tests.ports import free_port
 
 
 class Agent:
-    def __init__(self, fake: FakeServer, ca_bundle: Path | None = None) -> None:
-        self.address = ServerAddress.of(fake.url, ca_bundle=ca_bundle)
+    def __init__(
+        self,
+        fake: FakeServer,
+        ca_bundle: Path | None = None,
+        *,
+        url: str = "",
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self.address = ServerAddress.of(url or fake.url, ca_bundle=ca_bundle)
         self.exchange = Exchange(self.address)
         self.tokens = Tokens(self.exchange, Secret(fake.api_key))
         self.server = HttpServer(self.exchange, self.tokens)
-        self.listener = SocketListener(self.address, self.tokens, identity(fake), self.post)
+        self.listener = SocketListener(
+            self.address, self.tokens, identity(fake), self.post, answer_seconds=answer_seconds
+        )
         self.messages: list[Message] = []
         self._changed = threading.Condition()
 
@@ -441,3 +455,127 @@ def test_a_kill_of_everything_on_this_node_arrives(fake: FakeServer, agent: Agen
     fake.wait_until(lambda: fake.node().status == "online")
     fake.emit("kill_containers", {"node_id": fake.node().id, "collaboration_id": 1})
     agent.wait_until(lambda: KillRequested(None) in agent.messages)
+
+
+# --- a way that falls silent, is slow, or leads elsewhere ---------------------------------------------------------
+
+
+@pytest.fixture
+def road(fake: FakeServer) -> Iterator[Road]:
+    with Road((LOOPBACK, int(fake.root.rpartition(":")[2]))) as made:
+        yield made
+
+
+@pytest.fixture
+def behind(fake: FakeServer, road: Road) -> Iterator[Agent]:
+    """An agent that reaches the server by a road."""
+    found = Agent(fake, url=f"http://{LOOPBACK}:{road.port}/api", answer_seconds=0.5)
+    yield found
+    road.speak()
+    found.listener.stop()
+    found.server.close()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def pings(fake: FakeServer) -> int:
+    return [event for event, _ in fake.heard].count("ping")
+
+
+def test_a_connection_that_falls_silent_is_found_out_and_made_again(
+    fake: FakeServer, road: Road, behind: Agent
+) -> None:
+    behind.connect()
+    behind.listener.ping()
+    eventually(lambda: behind.listener.is_confirmed)
+    road.fall_silent()
+    behind.listener.ping()
+    behind.wait_until(lambda: bool(behind.losses()))
+    assert "does not confirm" in behind.losses()[0].reason
+    road.speak()
+    behind.listener.hurry()
+    behind.wait_until(lambda: behind.messages.count(ServerOnline()) >= 2)
+
+
+def test_a_connection_whose_pings_are_confirmed_stays(fake: FakeServer, behind: Agent) -> None:
+    behind.connect()
+    for number in range(1, 6):
+        behind.listener.ping()
+        fake.wait_until(lambda number=number: pings(fake) >= number)
+    behind.server.identify()
+    assert behind.losses() == []
+
+
+def test_a_node_that_is_hurried_connects_without_the_pause(
+    fake: FakeServer, road: Road, behind: Agent
+) -> None:
+    road.close()
+    behind.listener.start()
+    behind.wait_until(lambda: bool(behind.losses()))
+    road.open()
+    behind.listener.hurry()
+    behind.wait_until(lambda: ServerOnline() in behind.messages)
+
+
+@pytest.mark.parametrize("spooled", [True, False])
+def test_an_answer_of_a_byte_a_second_is_given_up(
+    fake: FakeServer, road: Road, behind: Agent, tmp_path: Path, spooled: bool
+) -> None:
+    behind.server.identify()
+    road.bytes_a_second = 300  # the headers come in time
+    call = Call(
+        method="GET",
+        path="version",
+        spool=tmp_path / "spool" if spooled else None,
+        body_seconds=0.0,
+        token=behind.tokens.access_token(),
+    )
+    with pytest.raises(ServerUnreachable, match="too slowly"):
+        behind.exchange.send(call)
+
+
+def test_credentials_follow_no_redirect(fake: FakeServer) -> None:
+    """Neither of calls nor of the socket: the other place hears nothing at all."""
+    with Road((LOOPBACK, 1)) as elsewhere:
+        there = f"http://{LOOPBACK}:{elsewhere.port}/"
+        away = f"HTTP/1.1 307 Go\r\nLocation: {there}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        with saying(away.encode()) as port:
+            agent = Agent(fake, url=f"http://{LOOPBACK}:{port}/api")
+            with pytest.raises(ServerUnreachable, match="307"):
+                agent.server.identify()
+            # with tokens at hand the socket gets as far as the redirect
+            agent.tokens = Tokens(Exchange(ServerAddress.of(fake.url)), Secret(fake.api_key))
+            listener = SocketListener(agent.address, agent.tokens, identity(fake), agent.post)
+            listener.start()
+            agent.wait_until(lambda: bool(agent.losses()))
+            listener.stop()
+            agent.server.close()
+        assert "307" in agent.losses()[0].reason
+        assert elsewhere.visitors == 0
+
+
+@contextmanager
+def saying(answer: bytes) -> Iterator[int]:
+    """Answer every call on a port with the same words."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = listener.accept()
+                with caller:
+                    caller.recv(65_536)
+                    caller.sendall(answer)
+
+    with socket.create_server((LOOPBACK, free_port())) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(20)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from node_agent.domain.container import (
     ContainerReport,
     ContainerSpec,
+    EndedBy,
     Mount,
     Phase,
     PinnedImage,
@@ -181,6 +182,9 @@ class ServerBook:
         self.entries[run_id].closed = True
         self.entries[run_id].status = Status.KILLED
 
+    def knock(self) -> None:
+        self.faults.meet("knock")
+
     def identify(self) -> NodeIdentity:
         return NodeIdentity(
             node_id=1,
@@ -202,6 +206,10 @@ class ServerBook:
     def is_open(self, run_id: RunId) -> bool:
         self.faults.meet("is_open")
         return run_id in self.entries and not self.entries[run_id].closed
+
+    def claimed_at(self, run_id: RunId) -> float | None:
+        self.faults.meet("claimed_at")
+        return self._open_entry(run_id).claimed_at
 
     def claim(self, run_id: RunId, *, at: float) -> None:
         self.faults.meet("claim")
@@ -291,6 +299,7 @@ class ChannelBook:
 
     def __init__(self) -> None:
         self.pings = 0
+        self.hurries = 0
         self.statuses: list[tuple[RunId, Status]] = []
         self.facts: list[Any] = []
         self.logs: list[LogPiece] = []
@@ -303,6 +312,9 @@ class ChannelBook:
 
     def tell_node(self, facts: Any) -> None:
         self.facts.append(facts)
+
+    def hurry(self) -> None:
+        self.hurries += 1
 
     def tell_log(self, run: Run, piece: LogPiece) -> None:
         assert piece.run_id == run.id
@@ -320,6 +332,8 @@ class Box:
     phase: Phase = Phase.CREATED
     exit_code: int | None = None
     out_of_memory: bool = False
+    paused: bool = False
+    ended_by: EndedBy = EndedBy.ITSELF
     log: bytes = b""
 
 
@@ -430,6 +444,8 @@ class EngineBook:
             phase=box.phase,
             exit_code=box.exit_code,
             out_of_memory=box.out_of_memory,
+            paused=box.paused,
+            ended_by=box.ended_by,
         )
 
 

@@ -9,22 +9,14 @@ each place, and the process that takes it up dies there; while later lives go on
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
-from node_agent.sandbox.researcher import Order, Researcher
-from tests.lab.counting import (
-    ENDED_RUNS,
-    NOTE_REPORTS,
-    counting_image,
-    nothing_is_left,
-    reckon,
-)
+from tests.lab.counting import counting_image, reckon
+from tests.lab.crash_points import OF_NO_RUN, Kind, Node, counted
 from tests.lab.engine import EngineError, engine
-from tests.lab.mortal_agents import MortalAgent
 from tests.lab.sandbox import SandboxLab
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
@@ -32,73 +24,11 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
 ORGANIZATIONS = ("alpha", "beta")
 """Each has a node, and each node dies at every second place: the machine has two processors."""
 
-OF_NO_RUN = (
-    "before journal.load",
-    "before server.identify",
-    "after server.identify",
-    "before server.open_runs",
-    "after server.open_runs",
-    "before engine.find_image",
-)
-"""Where an agent dies before, or without saying, which run it is about."""
-
-NOT_EACH_TIME = ("GET /version", "GET /info", "folders.used_bytes")
-"""What is asked once by a thread or a process, and what is only done when the algorithm is still at work."""
-
-WORK_SECONDS = 0.3
-
-LIMITS = {"concurrent_runs": 8, "cpus": 1, "memory": "64MiB", "tmp_size": "4MiB", "output_size": "256KiB"}
-END_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node: its agent, and the researcher who sends it runs."""
-
-    lab: SandboxLab
-    organization: str
-    agent: MortalAgent
-    researcher: Researcher
-    image: str
-
-    def send(self) -> int:
-        """Send a task and give the number of its run."""
-        task_id = self.researcher.send(
-            Order(
-                image=self.image,
-                method="count",
-                organizations=(self.lab.organization_ids[self.organization],),
-                collaboration_id=self.lab.collaboration_id,
-                kwargs={"seconds": WORK_SECONDS},
-            )
-        )
-        (run,) = self.researcher.runs(task_id)
-        # a container's token is asked for by task, and every call must be known as one of its run
-        assert run.id == task_id
-        return run.id
-
-    def rows(self) -> list[dict[str, object]]:
-        node_id = self.lab.node_ids[self.organization]
-        return [dict(row) for row in self.lab.server.database.rows(ENDED_RUNS, node_id)]
-
-    def live_until_all_is_over(self) -> None:
-        """Live undisturbed until every run has ended and nothing is left of any."""
-        self.agent.begin()
-        deadline = time.monotonic() + END_SECONDS
-        while not (all(row["accepted"] for row in self.rows()) and nothing_is_left(self.agent)):
-            assert time.monotonic() < deadline, self.agent.log_tail()
-            time.sleep(0.1)
-        self.agent.rest()
-
-    def die_at(self, places: Sequence[str]) -> None:
-        """Send a run for each place, and die there with it."""
-        for place in places:
-            run = self.send()
-            self.agent.die(place, run=None if place in OF_NO_RUN else run)
+Places = tuple[tuple[int, str], ...]
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[tuple[Node, ...]]:
+def kind() -> Iterator[Kind]:
     with contextlib.ExitStack() as stack:
         try:
             found = stack.enter_context(engine())
@@ -107,43 +37,31 @@ def nodes() -> Iterator[tuple[Node, ...]]:
                 pytest.fail(f"missing in CI: {error}")
             pytest.skip(f"missing: {error}")
         client = stack.enter_context(contextlib.closing(found.client()))
-        image = counting_image(client)
-        lab = stack.enter_context(SandboxLab(ORGANIZATIONS))
-        for statement in NOTE_REPORTS:
-            lab.server.database.change(statement)
-        yield tuple(
-            Node(lab, name, stack.enter_context(_agent(lab, name)), _researcher(lab, name), image)
-            for name in ORGANIZATIONS
-        )
-
-
-def _agent(lab: SandboxLab, organization: str) -> MortalAgent:
-    return MortalAgent(server_url=lab.url, api_key=lab.api_keys[organization], settings={"limits": LIMITS})
-
-
-def _researcher(lab: SandboxLab, organization: str) -> Researcher:
-    password = lab.server.passwords[organization]
-    return Researcher.at(lab.url, username=organization, password=password)
+        yield Kind(name="plain", image=counting_image(client))
 
 
 @pytest.fixture(scope="module")
-def places(nodes: tuple[Node, ...]) -> tuple[str, ...]:
+def nodes(kind: Kind) -> Iterator[tuple[Node, ...]]:
+    with contextlib.ExitStack() as stack:
+        lab = counted(stack.enter_context(SandboxLab(ORGANIZATIONS)))
+        made = tuple(Node(lab, name, {}) for name in ORGANIZATIONS)
+        for node in made:
+            stack.enter_context(node.agent)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def places(nodes: tuple[Node, ...], kind: Kind) -> Places:
     """Every place one undisturbed run passes, in order."""
-    run = nodes[0].send()
-    nodes[0].live_until_all_is_over()
-    passed = [place for of_run, place in nodes[0].agent.places() if of_run == run]
-    chosen = [place for place in passed if is_chosen(place)]
-    return (*OF_NO_RUN, *dict.fromkeys(chosen), passed[-1])
+    passed = nodes[0].undisturbed(kind)
+    of_the_run = [(run, place) for run, place in nodes[0].agent.places() if run is not None]
+    last = (0, of_the_run[-1][1])
+    return (*((0, place) for place in OF_NO_RUN), *passed, last)
 
 
-def is_chosen(place: str) -> bool:
-    """Leave out what the next place stands for, and what not every run comes to."""
-    return not place.startswith("after ") and not place.endswith(NOT_EACH_TIME)
-
-
-def test_there_is_a_place_at_every_step_and_inside_of_it(places: tuple[str, ...]) -> None:
-    print(f"\n{len(places)} places:", *places, sep="\n")
-    assert set(places) >= {
+def test_there_is_a_place_at_every_step_and_inside_of_it(places: Places) -> None:
+    print(f"\n{len(places)} places:", *(place for _, place in places), sep="\n")
+    assert {place for _, place in places} >= {
         "before folders.store_input",
         "within folders.store_input: rename input",
         "before journal.insert",
@@ -168,12 +86,12 @@ def test_there_is_a_place_at_every_step_and_inside_of_it(places: tuple[str, ...]
 
 
 def test_wherever_the_process_dies_every_run_is_started_and_reported_once_and_nothing_is_left(
-    nodes: tuple[Node, ...], places: tuple[str, ...]
+    nodes: tuple[Node, ...], kind: Kind, places: Places
 ) -> None:
     started = time.monotonic()
     with ThreadPoolExecutor(len(nodes)) as both:
         shares = [places[at :: len(nodes)] for at in range(len(nodes))]
-        list(both.map(Node.die_at, nodes, shares))
+        list(both.map(Node.die_at, nodes, [kind] * len(nodes), shares))
         print(f"\n{len(places)} deaths in {time.monotonic() - started:.0f} s")
         list(both.map(Node.live_until_all_is_over, nodes))
     print(f"over after {time.monotonic() - started:.0f} s")

@@ -1,20 +1,27 @@
-"""The Debian package, on a machine with a real systemd: installed, upgraded under a running algorithm, removed, purged."""
+"""The Debian package, on a machine with a real systemd: installed, upgraded under running algorithms, removed, purged.
+
+Also what only a machine shows where the agent is enabled as a package has it: a reboot.
+"""
 
 import contextlib
 import os
 import secrets
+import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
+from node_agent.runtime.firewall import table_name
 from tests.doubles.fake_server import FakeServer
 from tests.integration.test_service import WORST_EXPOSURE, Hospital
 from tests.interop.stage import eventually
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, python_base
-from tests.lab.package import PackageError, debian_package
+from tests.lab.package import FIRST, SECOND, PackageError, debian_package
 from tests.lab.places import ROOT
 from tests.lab.systemd import CHECKOUT, Answer, SystemdMachine, debian_image, systemd_machine
 from tests.lab.wheels import WheelError
@@ -22,11 +29,15 @@ from tests.lab.wheels import WheelError
 # The first time of all, machine and package have to be made.
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
-FIRST, SECOND = "0.1.0", "0.1.0+1"
 UNIT = "/usr/lib/systemd/system/node-agent@.service"
 EARLIER = "/opt/node-agent/bin/node-agent"
 # The machine is thrown away, and keeps no documents unless asked.
 DPKG = ("dpkg", "--force-unsafe-io", "--path-include=/usr/share/doc/node-agent/*")
+
+
+def machine_path(path: Path) -> str:
+    """Say where the machine sees a file of the checkout."""
+    return str(Path(CHECKOUT) / path.relative_to(ROOT))
 
 
 class PackagedHospital(Hospital):
@@ -44,12 +55,18 @@ class PackagedHospital(Hospital):
         self.refused = self._install_beside_another()
         self.first = self.install(FIRST)
         machine.write("/srv/patients.csv", "age\n30\n", mode="0644", owner="root:root")
-        self.configure(databases=[{"label": "default", "type": "csv", "uri": "/srv/patients.csv"}])
+        self.configure(
+            databases=[{"label": "default", "type": "csv", "uri": "/srv/patients.csv"}],
+            images={"pull": "missing"},
+        )
 
     def install(self, version: str) -> Answer:
         """Install that version over whatever is there."""
-        package = Path(CHECKOUT) / self._packages[version].relative_to(ROOT)
-        return self.machine.attempt(*DPKG, "--install", str(package))
+        return self.machine.attempt(*DPKG, "--install", machine_path(self.package(version)))
+
+    def package(self, version: str) -> Path:
+        """Say where the package of a version lies on the host."""
+        return self._packages[version]
 
     def ensure(self, version: str) -> None:
         """Have that version on the machine."""
@@ -126,6 +143,19 @@ def test_the_package_brings_command_user_folders_and_examples(installed: Package
     assert rights == ["750 root node-agent", "700 node-agent node-agent"]
 
 
+def test_nothing_of_the_package_is_writable_or_started_but_what_has_to_be(
+    installed: PackagedHospital,
+) -> None:
+    machine = installed.machine
+    brought = "/usr/lib/node-agent /usr/share/doc/node-agent /usr/share/lintian/overrides/node-agent " + UNIT
+    odd = machine.run(
+        "sh", "-c", f"find {brought} ! -type l '(' ! -user root -o ! -group root -o -perm /6022 ')'"
+    )
+    assert odd == ""
+    started = machine.run("find", "/usr/lib/node-agent", "-type", "f", "-perm", "/111")
+    assert started.splitlines() == ["/usr/lib/node-agent/bin/node-agent"]
+
+
 def test_the_packaged_unit_is_understood_and_as_closed_as_the_other(installed: PackagedHospital) -> None:
     machine = installed.machine
     understood = machine.attempt("systemd-analyze", "verify", f"{machine.unit}.service")
@@ -154,6 +184,8 @@ def test_a_configuration_is_checked_the_way_the_service_sees_it(installed: Packa
         ),
         *("-p", f"StateDirectory=node-agent/{machine.instance}", "-p", "StateDirectoryMode=0700"),
         *("-p", f"LoadCredential=api.key:node-agent.{machine.instance}.key"),
+        *("-p", f"LoadCredential=private.pem:node-agent.{machine.instance}.pem"),
+        *("-p", f"LoadCredential=registry.password:node-agent.{machine.instance}.registry"),
         *("node-agent", "check", "-c", f"/etc/node-agent/{machine.instance}.yaml"),
     )
     assert checked.code == 0, checked.output
@@ -168,25 +200,171 @@ def test_nothing_but_what_the_package_brought_lies_beside_the_program(installed:
     assert there <= brought
 
 
-def test_an_upgrade_brings_the_agent_back_with_the_new_version_and_no_algorithm_notices(
+def at_work(hospital: PackagedHospital, runs: int) -> list[int]:
+    """Send tasks and wait until all their algorithms run."""
+    hospital.start()
+    run_ids = [hospital.submit() for _ in range(runs)]
+    for run_id in run_ids:
+        hospital.wait_until(run_id, "active")
+    return run_ids
+
+
+def starts(hospital: PackagedHospital) -> set[tuple[str, str]]:
+    """Give which containers there are and when each of them was started."""
+    return {(found.id, found.attrs["State"]["StartedAt"]) for found in hospital.containers()}
+
+
+def container_of(hospital: PackagedHospital, run_id: int) -> Any:
+    (found,) = [c for c in hospital.containers() if c.labels["node-agent.run"] == str(run_id)]
+    return found
+
+
+def assert_nothing_is_left(hospital: PackagedHospital) -> None:
+    machine = hospital.machine
+    eventually(lambda: not hospital.containers(), within=60, what="the removal of the containers")
+    eventually(lambda: not list((machine.state_dir / "runs").iterdir()), within=60, what="empty run folders")
+    said = [line["MESSAGE"] for line in machine.journal()]
+    assert not [text for text in said if "report_refused" in text], "a run was reported twice"
+
+
+def test_a_restart_and_an_upgrade_bring_the_agent_back_and_no_algorithm_notices(
     hospital: PackagedHospital,
 ) -> None:
     machine = hospital.machine
     hospital.ensure(FIRST)
-    hospital.start()
-    run_id = hospital.submit()
-    hospital.wait_until(run_id, "active")
-    (before,) = hospital.containers()
-    first_pid = machine.property("MainPID")
+    run_ids = at_work(hospital, 2)
+    before = starts(hospital)
+    assert len(before) == 2
+    pids = [machine.property("MainPID")]
+
+    machine.run("systemctl", "restart", machine.unit)
+    pids.append(machine.property("MainPID"))
+    assert starts(hospital) == before
+
     hospital.ensure(SECOND)
     machine.wait_for("ActiveState", "active", within=60)
-    assert machine.property("MainPID") != first_pid
+    pids.append(machine.property("MainPID"))
+    assert len(set(pids)) == 3, "each time it is a new process"
     assert hospital.version() == SECOND
-    (after,) = hospital.containers()
-    assert (after.id, after.attrs["State"]["StartedAt"]) == (before.id, before.attrs["State"]["StartedAt"])
-    hospital.let_go(run_id)
-    assert hospital.result(run_id) == {"starts": 1}
-    eventually(lambda: not hospital.containers(), within=20, what="the removal of the container")
+    assert starts(hospital) == before
+    for run_id in run_ids:
+        hospital.let_go(run_id)
+        assert hospital.result(run_id) == {"starts": 1}
+    assert_nothing_is_left(hospital)
+
+
+def test_an_upgrade_that_breaks_off_leaves_the_version_before_at_work(installed: PackagedHospital) -> None:
+    machine = installed.machine
+    before = installed.version()
+    (run_id,) = at_work(installed, 1)
+    running = starts(installed)
+    whole = installed.package(SECOND)
+    machine.run("sh", "-c", f"head -c {whole.stat().st_size // 2} {machine_path(whole)} >/tmp/half.deb")
+    assert machine.attempt(*DPKG, "--install", "/tmp/half.deb").code != 0
+    machine.wait_for("ActiveState", "active", within=60)
+    assert installed.version() == before
+    assert starts(installed) == running
+    installed.let_go(run_id)
+    assert installed.result(run_id) == {"starts": 1}
+
+
+def test_a_journal_of_a_newer_package_ends_the_service_with_the_reason_and_is_left_as_it_is(
+    installed: PackagedHospital,
+) -> None:
+    machine = installed.machine
+    installed.start()
+    installed.stop()
+    path = machine.state_dir / "journal.sqlite"
+    set_version(path, by=1)
+    content = path.read_bytes()
+    try:
+        assert machine.attempt("systemctl", "start", machine.unit).code != 0
+        assert (machine.property("ActiveState"), machine.property("ExecMainStatus")) == ("failed", "78")
+        assert "newer node-agent" in machine.story()
+        assert path.read_bytes() == content
+    finally:
+        set_version(path, by=-1)
+        machine.run("systemctl", "reset-failed", machine.unit)
+
+
+def set_version(path: Path, *, by: int) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        connection.execute(f"PRAGMA user_version = {version + by}")
+
+
+# --- the machine is rebooted ------------------------------------------------------------------------------------
+
+
+def test_after_a_reboot_in_order_each_run_ends_once_with_what_became_of_its_container(
+    installed: PackagedHospital,
+) -> None:
+    machine = installed.machine
+    finished, ended = at_work(installed, 2)
+    machine.run("systemctl", "enable", machine.unit)
+    machine.shut_down()
+    # the engine stops last: one algorithm came to its end, the other was ended
+    installed.let_go(finished)
+    container_of(installed, finished).wait(timeout=60)
+    container_of(installed, ended).kill()
+    forget_firewall(machine)
+    machine.boot()
+    assert machine.property("ActiveState") == "active"
+    assert table_name(machine.instance) in tables(), "the firewall rule is loaded again"
+    assert installed.result(finished) == {"starts": 1}
+    run = over(installed, ended)
+    # a busy engine may have forgotten who asked for it, and then says what it can have been
+    assert "engine" in run.log, run.log
+    assert_nothing_is_left(installed)
+
+
+def test_after_a_power_cut_that_took_the_engines_containers_too_each_run_still_ends_once(
+    installed: PackagedHospital,
+) -> None:
+    machine = installed.machine
+    run_ids = at_work(installed, 2)
+    machine.run("systemctl", "enable", machine.unit)
+    machine.cut_power()
+    for container in installed.containers():
+        container.remove(force=True)
+    forget_firewall(machine)
+    machine.boot()
+    for run_id in run_ids:
+        run = over(installed, run_id)
+        assert "disappeared" in run.log, run.log
+    assert_nothing_is_left(installed)
+    # and the machine is a good one again
+    (next_one,) = at_work(installed, 1)
+    installed.let_go(next_one)
+    assert installed.result(next_one) == {"starts": 1}
+
+
+def forget_firewall(machine: SystemdMachine) -> None:
+    """Do what a reboot does to the rules of the firewall; the machine shares them with its host."""
+    subprocess.run(["nft", "delete", "table", "inet", table_name(machine.instance)], check=True)
+
+
+def tables() -> str:
+    return subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+
+
+def over(hospital: PackagedHospital, run_id: int) -> Any:
+    """Wait until the server has the final report of a run that did not come to its own end."""
+    try:
+        eventually(
+            lambda: hospital.server.run(run_id).finished_at is not None,
+            within=60,
+            what=f"the end of {run_id}",
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{hospital.machine.story()}") from None
+    run = hospital.server.run(run_id)
+    assert run.status not in {"completed", "active"}
+    assert not run.result
+    return run
+
+
+# --- stopped, removed, purged -----------------------------------------------------------------------------------
 
 
 def test_an_instance_that_was_stopped_stays_stopped_when_the_package_changes(

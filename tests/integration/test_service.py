@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,26 @@ WORST_EXPOSURE = 15
 """In tenths, as systemd-analyze counts."""
 
 REMARK = "# a remark of the operator"
+REGISTRY_PASSWORD = "a-password-of-the-lab"
+MIB = 2**20
+MANY = 4
+"""As many as may run at once unless the owner says otherwise."""
+WATCHDOG_SECONDS = 3
+DROP_IN = "/etc/systemd/system/node-agent@.service.d/impatient.conf"
+
+# Stops one thread, the one of the control loop, while all others go on; tells of which signal the process ended.
+HOLD_MAIN_THREAD = """\
+import ctypes, os, sys
+ATTACH, ANY_THREAD = 16, 0x40000000
+pid, libc = int(sys.argv[1]), ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+if libc.ptrace(ATTACH, pid, None, None) != 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+status = 0x7F
+while os.WIFSTOPPED(status):
+    _, status = os.waitpid(pid, ANY_THREAD)
+print(os.WTERMSIG(status))
+"""
 
 # Notes each start in the job's folder, waits there for a word, and tells how often it was started.
 ALGORITHM = """\
@@ -64,7 +85,12 @@ class Hospital:
                 {"label": "wide", "type": "parquet", "uri": "/home/research/patients.parquet"},
             ],
             "policy": {"algorithms": ["node-agent-lab/*"]},
-            "images": {"pull": "missing"},
+            "images": {
+                "pull": "missing",
+                "registries": [
+                    {"host": "registry.example.org", "username": "a", "password_file": "registry.password"}
+                ],
+            },
             "limits": {"cpus": 1, "memory": "128MiB", "pids": 64},
             # The engine is the host's, so what lies on this machine cannot be mounted for the probe.
             "network": {"proxy_port": free_port("0.0.0.0"), "probe_image": BASE},
@@ -101,10 +127,11 @@ class Hospital:
         self.give_key(self.server.api_key)
 
     def give_key(self, key: str) -> None:
-        """Put the API key where the unit takes it from."""
+        """Put the API key where the unit takes it from, and a registry's password beside it."""
         self.machine.run("install", "-d", "-m", "0700", "/etc/credstore")
-        path = f"/etc/credstore/node-agent.{self.machine.instance}.key"
-        self.machine.write(path, key, mode="0600", owner="root:root")
+        path = f"/etc/credstore/node-agent.{self.machine.instance}"
+        self.machine.write(f"{path}.key", key, mode="0600", owner="root:root")
+        self.machine.write(f"{path}.registry", REGISTRY_PASSWORD, mode="0600", owner="root:root")
 
     def start(self) -> None:
         """Start the unit unless it runs; this ends when the agent says that it is ready."""
@@ -120,6 +147,25 @@ class Hospital:
             "node-agent", *words, "-c", f"/etc/node-agent/{self.machine.instance}.yaml"
         )
         return answer.code, answer.output
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Give the journal's entries of one event."""
+        return self.machine.journal(NODE_AGENT_EVENT=event)
+
+    def wait_for_another(self, event: str, known: int) -> dict[str, Any]:
+        """Wait until the journal has more than *known* entries of an event, and give the last one."""
+        eventually(
+            lambda: len(self.said(event)) > known,
+            within=START_SECONDS,
+            what=f"{event} in {self.machine.unit}",
+        )
+        return self.said(event)[-1]
+
+    def reload(self, event: str) -> dict[str, Any]:
+        """Have the configuration read again, and wait for what the agent says of it."""
+        known = len(self.said(event))
+        self.machine.run("systemctl", "reload", self.machine.unit, within=START_SECONDS)
+        return self.wait_for_another(event, known)
 
     # --- runs ---
 
@@ -197,6 +243,28 @@ def unit_at_work(hospital: Hospital) -> Hospital:
 
 
 @pytest.fixture
+def changing_unit(unit_at_work: Hospital) -> Iterator[Hospital]:
+    """A unit whose configuration changes; at the end it works with the usual one again."""
+    yield unit_at_work
+    unit_at_work.configure()
+    unit_at_work.reload("configuration_reloaded")
+
+
+@pytest.fixture
+def impatient_unit(unit_at_rest: Hospital) -> Iterator[Hospital]:
+    """A unit whose watchdog bites soon."""
+    machine = unit_at_rest.machine
+    machine.run("install", "-d", Path(DROP_IN).parent.as_posix())
+    machine.write(DROP_IN, f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}s\n", mode="0644")
+    machine.run("systemctl", "daemon-reload")
+    unit_at_rest.start()
+    yield unit_at_rest
+    unit_at_rest.stop()
+    machine.run("rm", DROP_IN)
+    machine.run("systemctl", "daemon-reload")
+
+
+@pytest.fixture
 def unit_at_rest(hospital: Hospital) -> Iterator[Hospital]:
     hospital.stop()
     yield hospital
@@ -228,10 +296,7 @@ def test_the_unit_is_as_closed_as_the_engine_allows(hospital: Hospital) -> None:
 def test_ready_means_logged_in_and_shut_in_and_the_status_says_so_in_a_line(unit_at_work: Hospital) -> None:
     machine = unit_at_work.machine
     assert machine.property("ActiveState") == "active"
-    events = [
-        line["MESSAGE"] for line in machine.journal() if "node-agent" in line.get("SYSLOG_IDENTIFIER", "")
-    ]
-    said = [json.loads(text)["event"] for text in events if text.startswith("{")]
+    said = [entry["NODE_AGENT_EVENT"] for entry in machine.journal() if "NODE_AGENT_EVENT" in entry]
     last_start = said[len(said) - said[::-1].index("agent_starting") :]
     assert last_start.index("isolation_proven") < last_start.index("agent_ready")
     status = eventually(lambda: machine.property("StatusText"), within=10, what="a status")
@@ -291,6 +356,7 @@ def test_a_key_the_server_does_not_know_ends_the_service_and_is_not_tried_again(
     assert machine.attempt("systemctl", "start", machine.unit).code != 0
     assert machine.property("ActiveState") == "failed", "systemd would be about to try again"
     assert machine.property("ExecMainStatus") == "77"
+    assert "agent_ended" in machine.story()
 
 
 def test_a_fault_in_the_configuration_ends_the_service_with_its_place_and_is_not_tried_again(
@@ -340,16 +406,166 @@ def test_stopping_the_service_leaves_the_algorithm_running_for_the_next_start(un
     assert unit_at_work.result(run_id) == {"starts": 1}
 
 
-def test_the_journal_carries_the_run_id_in_each_line_about_a_run(unit_at_work: Hospital) -> None:
+def test_the_journal_is_asked_by_run_and_by_event_and_holds_no_secret(unit_at_work: Hospital) -> None:
     run_id = unit_at_work.submit()
     unit_at_work.wait_until(run_id, "active")
     unit_at_work.let_go(run_id)
     unit_at_work.result(run_id)
-    messages = [line["MESSAGE"] for line in unit_at_work.machine.journal()]
-    lines = [json.loads(text) for text in messages if text.startswith("{")]
-    about = [line["to"] for line in lines if line["event"] == "run_advanced" and line["run_id"] == run_id]
-    assert about[:4] == ["admitted", "pulled", "created", "running"]
-    assert unit_at_work.server.api_key not in "".join(messages)
+    machine = unit_at_work.machine
+    about = machine.journal(NODE_AGENT_RUN_ID=run_id, NODE_AGENT_EVENT="run_advanced")
+    assert [entry["NODE_AGENT_TO"] for entry in about][:4] == ["admitted", "pulled", "created", "running"]
+    assert {(entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["_TRANSPORT"]) for entry in about} == {
+        ("6", "node-agent", "journal")
+    }
+    assert about[0]["MESSAGE"].startswith("run_advanced ")
+    written = json.dumps(machine.journal())
+    assert unit_at_work.server.api_key not in written
+    assert REGISTRY_PASSWORD not in written
+
+
+def test_a_restart_interrupts_none_of_many_algorithms(unit_at_work: Hospital) -> None:
+    machine = unit_at_work.machine
+    eventually(lambda: not unit_at_work.containers(), within=RUN_SECONDS, what="the end of what ran before")
+    run_ids = [unit_at_work.submit() for _ in range(MANY)]
+    for run_id in run_ids:
+        unit_at_work.wait_until(run_id, "active")
+    before = {container.id: container.attrs["State"]["StartedAt"] for container in unit_at_work.containers()}
+    waiting = unit_at_work.submit()
+    machine.run("systemctl", "restart", machine.unit, within=START_SECONDS)
+    after = {container.id: container.attrs["State"]["StartedAt"] for container in unit_at_work.containers()}
+    assert len(before) == MANY
+    assert after == before
+    for run_id in run_ids:
+        unit_at_work.let_go(run_id)
+    assert [unit_at_work.result(run_id) for run_id in run_ids] == [{"starts": 1}] * MANY
+    unit_at_work.wait_until(waiting, "active")
+    unit_at_work.let_go(waiting)
+    assert unit_at_work.result(waiting) == {"starts": 1}
+
+
+def test_a_drained_service_has_reported_everything_and_stays_stopped(unit_at_work: Hospital) -> None:
+    machine = unit_at_work.machine
+    run_id = unit_at_work.submit()
+    unit_at_work.wait_until(run_id, "active")
+    asked, restarts = len(unit_at_work.said("stop_asked")), machine.property("NRestarts")
+    drain = f"node-agent drain -c /etc/node-agent/{machine.instance}.yaml"
+    machine.run("sh", "-c", f"({drain}; echo $? > /tmp/drained) > /dev/null 2>&1 &")
+    unit_at_work.wait_for_another("stop_asked", asked)
+    late = unit_at_work.submit()
+    unit_at_work.let_go(run_id)
+    machine.wait_for("ActiveState", "inactive", within=START_SECONDS)
+    assert unit_at_work.result(run_id) == {"starts": 1}
+    assert (machine.property("Result"), machine.property("NRestarts")) == ("success", restarts)
+    eventually(
+        lambda: machine.attempt("cat", "/tmp/drained").output == "0\n",
+        within=START_SECONDS,
+        what="the command",
+    )
+    assert unit_at_work.server.run(late).status == "pending"
+    unit_at_work.start()
+    unit_at_work.wait_until(late, "active")
+    unit_at_work.let_go(late)
+    assert unit_at_work.result(late) == {"starts": 1}
+
+
+# --- reloading ------------------------------------------------------------------------------------------------
+
+
+def test_policy_limits_and_log_count_for_the_next_run_after_a_reload(changing_unit: Hospital) -> None:
+    machine = changing_unit.machine
+    pid = machine.property("MainPID")
+    first = changing_unit.submit()
+    changing_unit.wait_until(first, "active")
+    changing_unit.configure(
+        limits={"cpus": 1, "memory": "160MiB", "pids": 64, "concurrent_runs": 5}, logging={"level": "debug"}
+    )
+    entry = changing_unit.reload("configuration_reloaded")
+    assert json.loads(entry["NODE_AGENT_SETTINGS"]) == [
+        "limits.concurrent_runs",
+        "limits.memory",
+        "logging.level",
+    ]
+    second = changing_unit.submit()
+    changing_unit.wait_until(second, "active")
+    assert {box.attrs["HostConfig"]["Memory"] for box in changing_unit.containers()} == {128 * MIB, 160 * MIB}
+    assert machine.journal(PRIORITY=7)
+    changing_unit.configure(policy={"algorithms": ["node-agent-lab/other"]})
+    changing_unit.reload("configuration_reloaded")
+    third = changing_unit.submit()
+    changing_unit.wait_until(third, "not allowed")
+    changing_unit.let_go(first)
+    changing_unit.let_go(second)
+    assert [changing_unit.result(run_id) for run_id in (first, second)] == [{"starts": 1}] * 2
+    assert machine.property("MainPID") == pid
+    machine.wait_for("ActiveState", "active", within=START_SECONDS)
+
+
+def test_a_faulty_file_is_refused_with_every_fault_and_the_old_settings_stay(changing_unit: Hospital) -> None:
+    machine = changing_unit.machine
+    pid = machine.property("MainPID")
+    changing_unit.configure(limits={"memory": "much"}, policy={"algorithm": []})
+    entry = changing_unit.reload("reload_refused")
+    assert (entry["PRIORITY"], entry["_PID"]) == ("3", pid)
+    faults = " ".join(json.loads(entry["NODE_AGENT_FAULTS"]))
+    assert "limits.memory" in faults
+    assert "policy.algorithm" in faults
+    machine.wait_for("ActiveState", "active", within=START_SECONDS)
+    run_id = changing_unit.submit()
+    changing_unit.wait_until(run_id, "active")
+    changing_unit.let_go(run_id)
+    assert changing_unit.result(run_id) == {"starts": 1}
+
+
+def test_what_only_a_restart_takes_up_is_named_and_left_as_it_was(changing_unit: Hospital) -> None:
+    changing_unit.configure(server={"url": "http://127.0.0.1:9/api", "api_key_file": "api.key"}, databases=[])
+    entry = changing_unit.reload("restart_needed")
+    assert json.loads(entry["NODE_AGENT_SETTINGS"]) == ["server.url", "databases"]
+    run_id = changing_unit.submit()
+    changing_unit.wait_until(run_id, "active")
+    changing_unit.let_go(run_id)
+    assert changing_unit.result(run_id) == {"starts": 1}
+
+
+# --- the watchdog ---------------------------------------------------------------------------------------------
+
+
+def test_a_control_loop_that_hangs_is_bitten_and_its_algorithm_runs_on(impatient_unit: Hospital) -> None:
+    machine = impatient_unit.machine
+    run_id = impatient_unit.submit()
+    impatient_unit.wait_until(run_id, "active")
+    pid, restarts = machine.property("MainPID"), int(machine.property("NRestarts"))
+    # returns when the process has ended
+    ended = machine.run("python3", "-c", HOLD_MAIN_THREAD, pid, within=START_SECONDS)
+    assert ended.strip() == str(int(signal.SIGABRT))
+    machine.wait_for("NRestarts", str(restarts + 1), within=START_SECONDS)
+    machine.wait_for("ActiveState", "active", within=START_SECONDS)
+    assert "watchdog timeout" in machine.story().lower()
+    impatient_unit.let_go(run_id)
+    assert impatient_unit.result(run_id) == {"starts": 1}
+
+
+def test_a_server_that_is_away_is_no_matter_for_the_watchdog(impatient_unit: Hospital) -> None:
+    machine = impatient_unit.machine
+    before = [machine.property(name) for name in ("MainPID", "NRestarts")]
+    impatient_unit.server.stop()
+    try:
+        eventually(
+            lambda: "offline" in machine.property("StatusText"),
+            within=START_SECONDS,
+            what="the status to say so",
+        )
+        fed = fed_at(machine)
+        eventually(
+            lambda: fed_at(machine) > fed + 2 * WATCHDOG_SECONDS, within=START_SECONDS, what="signs of life"
+        )
+    finally:
+        impatient_unit.server.start()
+    assert [machine.property(name) for name in ("MainPID", "NRestarts")] == before
+
+
+def fed_at(machine: SystemdMachine) -> float:
+    """Say when the last sign of life came, in seconds."""
+    return int(machine.property("WatchdogTimestampMonotonic")) / 1e6
 
 
 # --- installing -----------------------------------------------------------------------------------------------

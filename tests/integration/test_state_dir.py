@@ -1,6 +1,7 @@
 """The agent's own disk: full, read-only, or with a journal it cannot trust. Nothing is lost, and nothing is guessed."""
 
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -26,7 +27,15 @@ DISK = "6m"
 PAGE = 4096
 REWRITTEN_SECONDS = 1.2
 """The agent rewrites its sign of life every second."""
-LIMITS = {"concurrent_runs": 4, "cpus": 1, "memory": "64MiB", "tmp_size": "1MiB", "output_size": "256KiB"}
+LIMITS = {
+    "concurrent_runs": 4,
+    "cpus": 1,
+    "memory": "64MiB",
+    "tmp_size": "1MiB",
+    "output_size": "256KiB",
+    "min_free_disk": "4KiB",
+}
+WITHIN = 60
 
 
 # --- a disk of its own ------------------------------------------------------------------------------------------
@@ -53,6 +62,55 @@ class SmallDisk:
     def remount(self, how: str) -> None:
         """Let it be written to (`rw`), or not (`ro`)."""
         subprocess.run(["mount", "-o", f"remount,{how}", self.folder], check=True)
+
+
+@dataclass(frozen=True)
+class BreakingDisk:
+    """A disk the kernel makes read-only under whoever writes to it, as it does with one that fails."""
+
+    folder: Path
+    image: Path
+
+    def mount(self) -> "subprocess.CompletedProcess[str]":
+        command = ["mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def break_down(self) -> None:
+        """Take nothing more; what was written stays."""
+        os.sync()
+        subprocess.run(["mount", "-o", "remount,abort", self.folder], check=True)
+
+    def repair(self) -> None:
+        """Do what an administrator does: unmount, check, mount again."""
+        deadline = time.monotonic() + WITHIN
+        while subprocess.run(["umount", self.folder], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, "the disk is still in use"
+            time.sleep(0.2)
+        subprocess.run(["e2fsck", "-p", "-f", self.image], capture_output=True, check=False)
+        mounted = self.mount()
+        assert mounted.returncode == 0, mounted.stderr
+
+
+@pytest.fixture
+def breaking(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[BreakingDisk]:
+    made = BreakingDisk(tmp_path / "breaking", tmp_path / "breaking.img")
+    made.folder.mkdir()
+    with made.image.open("wb") as image:
+        image.truncate(32 * 1024 * 1024)
+    subprocess.run(["mkfs.ext4", "-q", "-F", made.image], check=True)
+    mounted = made.mount()
+    if mounted.returncode != 0:
+        missing(f"the right to mount a disk from a file: {mounted.stderr.strip()}")
+    try:
+        yield made
+    finally:
+        subprocess.run(["umount", "--lazy", made.folder], check=True)
+
+
+def status_of(agent: AgentProcess) -> dict[str, Any]:
+    """Ask the agent's own command how it is."""
+    told: dict[str, Any] = json.loads(agent.command("status", "--json").stdout)
+    return told
 
 
 @pytest.fixture
@@ -113,11 +171,11 @@ class Site:
         """Send a task and wait until its algorithm has written all that it will write to the disk."""
         run = self.send(seconds)
         output = agent.state_dir / "runs" / f"{run:09d}" / "mount" / f"task-{run:09d}" / "output"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WITHIN
         while not (output.exists() and output.stat().st_size):
             assert time.monotonic() < deadline, agent.log_tail()
             time.sleep(0.05)
-        agent.wait_for("run_advanced", within=20, run_id=run, to="running")
+        agent.wait_for("run_advanced", within=WITHIN, run_id=run, to="running")
         return run
 
     def assert_all_end_well(self, agent: AgentProcess, *, within: float) -> None:
@@ -155,14 +213,38 @@ def test_on_a_full_disk_nothing_is_lost_and_the_work_goes_on_when_there_is_space
         disk.fill()
         comes_meanwhile = site.send(0)
         # neither the new run's input nor the other one's log can be written
-        said = agent.wait_for("trouble", within=20)
+        said = agent.wait_for("disk_lost", within=WITHIN)
         assert "full" in said["reason"] or "No space left" in said["reason"]
-        agent.wait_for("step_postponed", within=20, run_id=ends_meanwhile)
-        assert agent.command("status").returncode == 0
+        agent.wait_for("step_postponed", within=WITHIN, run_id=ends_meanwhile)
+        status = status_of(agent)
+        assert status["running"]
+        assert not status["silent"]
+        assert "full" in status["disk_problem"] or "No space left" in status["disk_problem"]
         ended = {row["id"]: row["accepted"] for row in site.rows()}
         assert ended == {ends_meanwhile: 0, comes_meanwhile: 0}
         disk.free()
-        site.assert_all_end_well(agent, within=45)
+        agent.wait_for("disk_back", within=WITHIN)
+        site.assert_all_end_well(agent, within=WITHIN)
+        told = [line["event"] for line in agent.log_lines() if line.get("event") in {"disk_lost", "disk_back"}]
+        assert told == ["disk_lost", "disk_back"]
+        assert status_of(agent)["disk_problem"] == ""
+
+
+@pytest.mark.engine
+def test_on_a_disk_that_breaks_under_the_agent_nothing_is_lost(site: Site, breaking: BreakingDisk) -> None:
+    with site.agent(breaking.folder) as agent:
+        ends_meanwhile = site.send_and_see_at_work(agent, seconds=3.5)
+        breaking.break_down()
+        said = agent.wait_for("disk_lost", within=WITHIN)
+        assert "cannot be written" in said["reason"]
+        agent.wait_for("step_postponed", within=WITHIN, run_id=ends_meanwhile)
+        # the agent cannot even write how it is; whoever asks sees it all the same
+        assert "disk    read-only" in agent.command("status").stdout
+        assert [row["accepted"] for row in site.rows()] == [0]
+        agent.kill()
+        breaking.repair()
+        agent.start()
+        site.assert_all_end_well(agent, within=WITHIN)
 
 
 @pytest.mark.engine
@@ -176,12 +258,12 @@ def test_an_agent_that_dies_on_a_full_disk_takes_everything_up_when_there_is_spa
         agent.launch()
         # it waits, or ends and leaves it to its supervisor to start it again
         with contextlib.suppress(AgentError):
-            agent.wait_for("trouble", within=20)
-        assert agent.is_running or agent.wait(1) == EXIT_LATER, agent.log_tail()
+            agent.wait_for("disk_lost", within=WITHIN)
+        assert agent.is_running or agent.wait(WITHIN) == EXIT_LATER, agent.log_tail()
         disk.free()
         if not agent.is_running:
             agent.start()
-        site.assert_all_end_well(agent, within=45)
+        site.assert_all_end_well(agent, within=WITHIN)
 
 
 @pytest.mark.engine
@@ -189,14 +271,14 @@ def test_without_its_journal_an_agent_finds_its_runs_again_and_starts_none_twice
     with site.agent() as agent:
         runs, works_on = site.send(1), site.send(5)
         for run in (runs, works_on):
-            agent.wait_for("run_advanced", within=20, run_id=run, to="running")
+            agent.wait_for("run_advanced", within=WITHIN, run_id=run, to="running")
         agent.kill()
         # what the refusal of a damaged journal tells the operator to do
         for file in agent.state_dir.glob(f"{FILE_NAME}*"):
             file.rename(agent.folder / file.name)
         time.sleep(1)
         agent.start()
-        site.assert_all_end_well(agent, within=40)
+        site.assert_all_end_well(agent, within=WITHIN)
 
 
 # --- refusals: neither engine nor server is asked ---------------------------------------------------------------
@@ -223,7 +305,7 @@ def lonely() -> Iterator[AgentProcess]:
 def journal_of(agent: AgentProcess) -> Path:
     """Have the agent make its journal, and then be killed."""
     agent.launch()
-    agent.wait_for("engine_lost", within=20)
+    agent.wait_for("engine_lost", within=WITHIN)
     agent.kill()
     return agent.state_dir / FILE_NAME
 
@@ -240,6 +322,10 @@ def half(journal: Path) -> None:
     journal.write_bytes(content[: len(content) // 2])
 
 
+def emptied(journal: Path) -> None:
+    journal.write_bytes(b"")
+
+
 def from_tomorrow(journal: Path) -> None:
     with sqlite3.connect(journal) as connection:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
@@ -251,6 +337,7 @@ def from_tomorrow(journal: Path) -> None:
     [
         (garbage, "is damaged", "Move it aside"),
         (half, "is damaged", "Move it aside"),
+        (emptied, "is empty although this state directory was used", "Move it aside"),
         (from_tomorrow, "was written by a newer node-agent", "Install that version again"),
     ],
 )
@@ -261,7 +348,7 @@ def test_a_journal_that_cannot_be_trusted_is_refused_and_kept(
     spoil(journal)
     content = journal.read_bytes()
     lonely.launch()
-    assert lonely.wait(20) == EXIT_CONFIG
+    assert lonely.wait(WITHIN) == EXIT_CONFIG
     (last,) = [line for line in lonely.log_lines() if line.get("event") == "agent_ended"]
     assert str(journal) in last["reason"]
     assert said in last["reason"]
@@ -276,10 +363,39 @@ def test_a_state_directory_that_cannot_be_written_to_is_refused_with_its_name(
     lonely.config_file.write_text(config)
     disk.remount("ro")
     lonely.launch()
-    assert lonely.wait(20) == EXIT_CONFIG
+    assert lonely.wait(WITHIN) == EXIT_CONFIG
     (last,) = [line for line in lonely.log_lines() if line.get("event") == "agent_ended"]
     assert str(disk.folder) in last["reason"]
     assert "Read-only" in last["reason"]
     disk.remount("rw")
     lonely.launch()
-    lonely.wait_for("engine_lost", within=20)
+    lonely.wait_for("engine_lost", within=WITHIN)
+
+
+def test_on_a_disk_without_a_byte_left_the_agent_says_so_and_may_be_started_again(
+    lonely: AgentProcess, disk: SmallDisk
+) -> None:
+    config = lonely.config_file.read_text().replace(str(lonely.state_dir), str(disk.folder))
+    lonely.config_file.write_text(config)
+    disk.fill()
+    lonely.launch()
+    assert lonely.wait(WITHIN) == EXIT_LATER
+    (last,) = [line for line in lonely.log_lines() if line.get("event") == "agent_ended"]
+    assert "is full" in last["reason"]
+    assert "Free some space" in last["hint"]
+    disk.free()
+    lonely.launch()
+    lonely.wait_for("engine_lost", within=WITHIN)
+
+
+def test_a_journal_that_another_program_holds_is_left_to_the_supervisor(lonely: AgentProcess) -> None:
+    journal = journal_of(lonely)
+    with contextlib.closing(sqlite3.connect(journal, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        lonely.launch()
+        assert lonely.wait(WITHIN) == EXIT_LATER
+    (last,) = [line for line in lonely.log_lines() if line.get("event") == "agent_ended"]
+    assert "locked by another program" in last["reason"]
+    lonely.launch()
+    lonely.wait_for("engine_lost", within=WITHIN)

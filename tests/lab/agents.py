@@ -52,6 +52,10 @@ class AgentProcess:
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.before: tuple[str, ...] = ()
+        """Words in front of the command that starts the agent."""
+        self.environment: dict[str, str] = {}
+        """Variables of the agent's process besides those of this one."""
         self.name = name or f"lab-{secrets.token_hex(3)}"
         self._folder = tempfile.TemporaryDirectory(prefix=f"{self.name}-")
         self.folder = Path(self._folder.name)
@@ -59,6 +63,7 @@ class AgentProcess:
         self.config_file = self.folder / f"{self.name}.yaml"
         self.log_file = self.folder / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._docker_host: str | None = (settings or {}).get("docker_host")
         self._write(server_url, api_key, databases or {}, settings or {})
 
     def _write(
@@ -111,7 +116,8 @@ class AgentProcess:
         self._marker = len(self.log_lines())
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "node_agent", "run", "-c", str(self.config_file)],
+                [*self.before, sys.executable, "-m", "node_agent", "run", "-c", str(self.config_file)],
+                env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -204,11 +210,15 @@ class AgentProcess:
 
     def containers(self, *, everything: bool = True) -> list[Any]:
         """Return the containers with this agent's label."""
-        with contextlib.closing(docker.from_env()) as client:
+        with contextlib.closing(self.engine()) as client:
             found: list[Any] = client.containers.list(
                 all=everything, ignore_removed=True, filters={"label": f"{LABEL}={self.name}"}
             )
             return found
+
+    def engine(self) -> docker.DockerClient:
+        """Return a new client of the engine this agent uses."""
+        return docker.DockerClient(base_url=self._docker_host) if self._docker_host else docker.from_env()
 
     def clean_up(self) -> None:
         """Remove everything of this agent: containers, network, firewall rule, files."""

@@ -81,7 +81,7 @@ def reckon(agent: AgentProcess, rows: Iterable[Mapping[str, Any]]) -> Reckoning:
     ended = list(rows)
     starts = [file.read_text() for file in agent.state_dir.glob("jobs/*/starts")]
     journal = json.loads(agent.command("runs", "--json", "--limit", str(EVERYTHING)).stdout)
-    left = _left_in_engine(agent.name)
+    left = left_in_engine(agent)
     return Reckoning(
         runs=len(ended),
         right=sum(_is_right(row) for row in ended),
@@ -110,16 +110,17 @@ def nothing_is_left(agent: AgentProcess) -> bool:
     return over and not run_folders(agent) and not agent.containers()
 
 
-def _is_right(row: Mapping[str, Any]) -> bool:
-    return (row["status"], row["result"], row["log"]) == ("completed", STARTED_ONCE, "started\n")
-
-
-def _left_in_engine(name: str) -> dict[str, int]:
-    ours = {"label": f"{LABEL}={name}"}
-    with contextlib.closing(docker.from_env()) as client:
+def left_in_engine(agent: AgentProcess) -> dict[str, int]:
+    """Count what the engine still has of an agent's runs."""
+    ours = {"label": f"{LABEL}={agent.name}"}
+    with contextlib.closing(agent.engine()) as client:
         networks = [client.api.inspect_network(network.id) for network in client.networks.list(filters=ours)]
         return {
             "containers": len(client.containers.list(all=True, ignore_removed=True, filters=ours)),
             "endpoints": sum(len(network["Containers"]) for network in networks),
             "volumes": len(client.volumes.list(filters=ours)),
         }
+
+
+def _is_right(row: Mapping[str, Any]) -> bool:
+    return (row["status"], row["result"], row["log"]) == ("completed", STARTED_ONCE, "started\n")

@@ -58,10 +58,17 @@ class MortalAgent(AgentProcess):
         self._life = None
         return code
 
-    def die(self, place: str, *, run: int | None = None, within: float = 20) -> None:
+    def die(self, place: str, *, run: int | None = None, within: float = 60) -> None:
         """Live until this place is reached."""
         self.begin(run=run, place=place)
-        code = self.ended(within=within)
+        self.die_now(place, within=within)
+
+    def die_now(self, place: str, *, within: float = 60) -> None:
+        """Wait for the death that this life was begun for."""
+        try:
+            code = self.ended(within=within)
+        except AgentError as error:
+            raise AgentError(f"never came to {place}: {error}") from error
         if code != -signal.SIGKILL:
             raise AgentError(f"{self.name} ended with {code} and never came to {place}:\n{self.log_tail()}")
 

@@ -3,6 +3,7 @@
 Owns the folder it is built in. Must not know what is done with a package.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,18 @@ from tests.lab.wheels import dependency_wheels
 
 BUILD = ROOT / "packaging" / "debian" / "build.sh"
 SYSTEM_PYTHON = "/usr/bin/python3"
-ANY_VERSION = "0.0.1"
+FIRST, SECOND = "0.1.0", "0.1.0+1"
+"""The versions that tests install, one over the other."""
+PACKED = (
+    "node_agent",
+    "packaging",
+    "systemd",
+    "configs",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+)
 
 
 class PackageError(Exception):
@@ -21,8 +33,30 @@ class PackageError(Exception):
 
 
 def debian_package(version: str) -> Path:
-    """Build the package from the checkout as it stands, with that version; what the agent stands on is kept between two."""
-    work = lab_dir("deb")
+    """Give the package of the checkout as it stands, with that version; built when anything that is packed has changed."""
+    with locked("deb"):
+        work = lab_dir("deb")
+        stamp = work / f"{version}.stamp"
+        content = _content()
+        if not stamp.exists() or stamp.read_text() != content:
+            stamp.unlink(missing_ok=True)
+            _build(version, work)
+            stamp.write_text(content)
+        (package,) = work.glob(f"node-agent_{version}_*.deb")
+        return package
+
+
+def _content() -> str:
+    """Name what a package would be made of now."""
+    names = (path for part in PACKED for path in [ROOT / part, *(ROOT / part).rglob("*")])
+    found = hashlib.sha256()
+    for path in sorted(name for name in names if name.is_file() and name.suffix != ".pyc"):
+        found.update(f"{path.relative_to(ROOT)} {path.stat().st_mode}\n".encode())
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _build(version: str, work: Path) -> None:
     environment = {
         **os.environ,
         "VERSION": version,
@@ -32,14 +66,12 @@ def debian_package(version: str) -> Path:
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(dependency_wheels(_python_version())),
     }
-    with locked("deb"), timed(f"building the Debian package {version}"):
+    with timed(f"building the Debian package {version}"):
         done = subprocess.run(
             [BUILD], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     if done.returncode != 0:
         raise PackageError(f"the Debian package cannot be built:\n{done.stderr.strip()[-2000:]}")
-    (package,) = work.glob(f"node-agent_{version}_*.deb")
-    return package
 
 
 def _python_version() -> str:
@@ -52,6 +84,6 @@ def _python_version() -> str:
 
 if __name__ == "__main__":
     try:
-        print(debian_package(*(sys.argv[1:] or [ANY_VERSION])))
+        print(debian_package(*(sys.argv[1:] or [FIRST])))
     except PackageError as error:
         sys.exit(f"lab: {error}")

@@ -15,7 +15,7 @@ from tests.lab.agent_image import agent_image
 from tests.lab.blob_store import BlobStoreError, azurite, node
 from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, average_image, tiny_image
-from tests.lab.package import ANY_VERSION, PackageError, debian_package
+from tests.lab.package import FIRST, SECOND, PackageError, debian_package
 from tests.lab.places import say
 from tests.lab.systemd import installed_image
 from tests.lab.venvs import VenvError, client_venv, server_venv
@@ -51,8 +51,9 @@ def _service_images() -> None:
         agent_image(client)
 
 
-def _package() -> None:
-    debian_package(ANY_VERSION)
+def _packages() -> None:
+    for version in (FIRST, SECOND):
+        debian_package(version)
 
 
 def _blob_store() -> None:
@@ -66,7 +67,7 @@ def _venvs() -> None:
 
 
 PURPOSES: Mapping[str, Sequence[Job]] = {
-    "": (_images, _venvs, _service_images, _package, _blob_store),
+    "": (_images, _venvs, _service_images, _packages, _blob_store),
     "demo": (_demo_images,),
 }
 

@@ -4,10 +4,13 @@
 # Safe to repeat: what is already there is left alone, and a second run takes well under a second.
 #
 #   tests/lab/setup.sh          everything
+#   tests/lab/setup.sh rootless everything, and engines that run without root
 #   tests/lab/setup.sh venv     only the virtual environment (no root needed): enough for checks and unit tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scope=${1:-all}
+rootless=no
+[ "$scope" != rootless ] || { scope=all rootless=yes; }
 mkdir -p .lab
 
 python_needed="Python 3.11 or newer is needed, and this distribution's python3 is older: install one and try again"
@@ -53,10 +56,19 @@ missing_packages() {
   have docker-registry || echo docker-registry
   have mmdebstrap || echo mmdebstrap
   have setfacl || echo acl
+  [ "$rootless" = no ] || rootless_packages
   have squid || echo squid
   have ssh || echo openssh-client
   have sshd || echo openssh-server
   compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql
+}
+
+rootless_packages() {
+  have podman || { echo podman; echo netavark; }
+  have rootlesskit || echo rootlesskit
+  have slirp4netns || echo slirp4netns
+  have newuidmap || echo uidmap
+  have runc || echo runc
 }
 
 venv_package() {

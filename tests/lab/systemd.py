@@ -117,7 +117,8 @@ def _install(client: docker.DockerClient, tag: str) -> None:
 def python_of(client: docker.DockerClient, image: str) -> str:
     """Return the version of Python in an image."""
     show = "import sys; print('%d.%d' % sys.version_info[:2])"
-    return str(client.containers.run(image, ["python3", "-c", show], remove=True).decode().strip())
+    said = client.containers.run(image, ["python3", "-c", show], remove=True, network_mode="none")
+    return str(said.decode().strip())
 
 
 def _sources(client: docker.DockerClient) -> dict[str, dict[str, str]]:
@@ -174,6 +175,20 @@ class SystemdMachine:
         self.run("chown", owner, path)
         self.run("chmod", mode, path)
 
+    def shut_down(self) -> None:
+        """Switch the machine off in order: every service is stopped first."""
+        self._container.stop(timeout=BOOT_SECONDS)
+
+    def cut_power(self) -> None:
+        """Switch the machine off in the middle of whatever it does."""
+        self._container.kill()
+        self._container.wait()
+
+    def boot(self) -> None:
+        """Switch the machine on; this ends when every service that was enabled is ready."""
+        self._container.start()
+        _wait_until_up(self)
+
     def property(self, name: str) -> str:
         """Ask systemd for a property of the unit."""
         return self.run("systemctl", "show", "--value", f"--property={name}", self.unit).strip()
@@ -186,9 +201,10 @@ class SystemdMachine:
                 raise MachineError(f"{self.unit}: {name} is {found!r}, not {value!r}\n{self.story()}")
             time.sleep(0.1)
 
-    def journal(self) -> list[dict[str, Any]]:
-        """Give the unit's lines as `journalctl -o json` writes them."""
-        text = self.run("journalctl", "--no-pager", "-o", "json", "-u", self.unit)
+    def journal(self, **fields: Any) -> list[dict[str, Any]]:
+        """Give the unit's entries as `journalctl -o json` writes them; only those with these *fields*."""
+        asked = [f"{name}={value}" for name, value in fields.items()]
+        text = self.run("journalctl", "--no-pager", "-o", "json", "-u", self.unit, *asked)
         return [json.loads(line) for line in text.splitlines()]
 
     def story(self) -> str:
@@ -262,7 +278,10 @@ def _copy_engine_group(machine: SystemdMachine) -> None:
     """Give the machine the engine as a package would: its socket in the usual place, and the group it belongs to."""
     gid = machine.run("stat", "-c", "%g", "/srv/docker.sock").strip()
     machine.run("groupadd", "--non-unique", "--gid", gid, "docker")
-    machine.run("ln", "-s", "/srv/docker.sock", "/run/docker.sock")
+    # also after a reboot, which empties /run
+    link = "L /run/docker.sock - - - - /srv/docker.sock\n"
+    machine.write("/etc/tmpfiles.d/engine.conf", link, mode="0644", owner="root:root")
+    machine.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/engine.conf")
 
 
 def _remove_state(state_dir: Path) -> None:

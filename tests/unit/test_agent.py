@@ -2,7 +2,7 @@
 
 import queue
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,31 @@ from node_agent.agent import (
     OBSERVE_SECONDS,
     PING_SECONDS,
     POLL_SECONDS,
+    PRUNE_PAUSE_SECONDS,
+    PRUNE_SECONDS,
     RELIST_SECONDS,
     SWEEP_SECONDS,
     Agent,
     Hands,
     Snapshot,
 )
+from node_agent.domain.keeping import PulledImage
 from node_agent.domain.lifecycle import Advance, Wait
 from node_agent.domain.messages import (
+    ConfigurationRead,
     ContainerChanged,
     EngineLost,
     EngineWatched,
+    ImagePulled,
     KillRequested,
     ListingFailed,
     Message,
+    NodeCame,
     NodeFactsReady,
+    NodeLeft,
+    PruneAsked,
     PullProgressed,
+    ReloadAsked,
     RunsListed,
     ServerOffline,
     ServerOnline,
@@ -44,18 +53,22 @@ from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.task import JobKey, TaskId
+from node_agent.domain.turns import Bounds
 from node_agent.errors import (
     AccessDenied,
     ContainerLost,
     DiskFull,
     EngineUnreachable,
     NotAllowed,
+    RegistryUnreachable,
     RunClosed,
     ServerUnreachable,
 )
-from node_agent.progress import MAX_BACKOFF_SECONDS, SETTLE_SECONDS
+from node_agent.outbox import LONGEST_PAUSE_SECONDS
+from node_agent.progress import MAX_BACKOFF_SECONDS, MAX_REGISTRY_SECONDS, SETTLE_SECONDS
 from node_agent.runtable import RunTable
-from node_agent.store.journal import SqliteJournal, read_history
+from node_agent.store.journal import SqliteJournal, read_history, read_images
+from node_agent.store.pruning import BATCH
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import ChannelBook, Faults, PatientPool, make_open_run, make_run, make_task
 
@@ -86,6 +99,18 @@ class Whispers:
         return given
 
 
+@dataclass
+class NewRules:
+    """A configuration that was read again."""
+
+    bounds: Bounds = field(default_factory=lambda: Bounds(slots=2))
+    live_logs: Whispers | None = None
+    effects: int = 0
+
+    def take_effect(self) -> None:
+        self.effects += 1
+
+
 class FaultyJournal(SqliteJournal):
     """The real journal, on a disk that is full when the test says so."""
 
@@ -101,19 +126,31 @@ class FaultyJournal(SqliteJournal):
         self.faults.meet("update")
         super().update(before, after, at=at)
 
+    def prune(self, *, before: float, spare: Collection[RunId]) -> int:
+        self.faults.meet("prune")
+        return super().prune(before=before, spare=spare)
+
+    def note_image(self, image: PulledImage) -> None:
+        self.faults.meet("note_image")
+        super().note_image(image)
+
 
 class Bench:
     """One agent with everything around it under the test's control."""
 
-    def __init__(self, state_dir: Path, *, concurrent_runs: int = 2) -> None:
+    def __init__(
+        self, state_dir: Path, *, concurrent_runs: int = 2, keep_runs: float = float("inf")
+    ) -> None:
         self.state_dir = state_dir
         self.concurrent_runs = concurrent_runs
+        self.keep_runs = keep_runs
         self.clock = ManualClock()
         self.journal = FaultyJournal(state_dir)
         self.lists: list[TaskId | None] = []
         self.sweeps = 0
         self.shown: list[Snapshot] = []
         self.live_logs = Whispers()
+        self.reloads: list[str] = []
         self.start()
 
     def start(self) -> None:
@@ -133,9 +170,12 @@ class Bench:
                 sweep=self._sweep,
                 show=self.shown.append,
                 live_logs=self.live_logs,
+                reload=lambda: self.reloads.append("begun"),
+                reloaded=lambda: self.reloads.append("done"),
             ),
             clock=self.clock,
-            concurrent_runs=self.concurrent_runs,
+            bounds=Bounds(slots=self.concurrent_runs),
+            keep_runs=self.keep_runs,
         )
         self.agent.load()
 
@@ -203,6 +243,14 @@ def logged() -> Iterator[list[Any]]:
 @pytest.fixture
 def bench(quick_dir: Path, logged: list[Any]) -> Iterator[Bench]:
     made = Bench(quick_dir)
+    yield made
+    made.journal.close()
+
+
+@pytest.fixture
+def forgetful(quick_dir: Path, logged: list[Any]) -> Iterator[Bench]:
+    """An agent that keeps runs for an hour."""
+    made = Bench(quick_dir, keep_runs=3600.0)
     yield made
     made.journal.close()
 
@@ -560,7 +608,7 @@ def test_everything_postponed_is_tried_at_once_when_the_server_is_back(
     bench.bring_to(State.FINISHED)
     for _ in range(8):
         bench.fail(1, ServerUnreachable("away"))
-        bench.wait(MAX_BACKOFF_SECONDS)
+        bench.wait(LONGEST_PAUSE_SECONDS)
     bench.fail(1, ServerUnreachable("away"))
     bench.list_()
     assert bench.step_of() == "report"
@@ -648,7 +696,7 @@ def test_the_report_is_tried_without_end(bench: Bench) -> None:
         assert bench.step_of() == "report"
         bench.fail(1, error)
         assert bench.step_of() is None
-        bench.wait(MAX_BACKOFF_SECONDS)
+        bench.wait(LONGEST_PAUSE_SECONDS)
     bench.succeed(1, REPORTED, REMOVED)
     assert bench.state_of() == "removed"
 
@@ -833,6 +881,17 @@ def test_presence_is_shown_only_while_online(bench: Bench, logged: list[Any]) ->
     assert events(logged).count("server_offline") == 1
 
 
+def test_another_agent_with_the_same_key_is_a_problem_until_it_leaves(bench: Bench, logged: list[Any]) -> None:
+    bench.tell(ServerOnline(), NodeCame(), NodeCame())
+    assert "a key of its own" in bench.snapshot().company_problem
+    pings = bench.channel.pings
+    bench.tell(NodeLeft())
+    assert bench.snapshot().company_problem == ""
+    assert bench.channel.pings == pings + 1, "the server takes this node for absent"
+    assert events(logged).count("another_agent_noticed") == 1
+    assert events(logged).count("another_agent_left") == 1
+
+
 def test_a_hint_lists_the_runs_of_its_task(bench: Bench) -> None:
     bench.tell(TaskHinted(TaskId(12)))
     assert bench.lists == [TaskId(12)]
@@ -874,8 +933,94 @@ def test_strays_are_swept_after_the_first_complete_listing(bench: Bench) -> None
     bench.list_()
     bench.list_()
     assert bench.sweeps == 1
+    bench.tell(SweepDone(0, None))
     bench.wait(SWEEP_SECONDS)
     assert bench.sweeps == 2
+
+
+def test_two_sweeps_never_run_at_the_same_time(bench: Bench) -> None:
+    bench.list_()
+    bench.wait(SWEEP_SECONDS)
+    assert bench.sweeps == 1
+    assert bench.snapshot().sweeping
+
+
+def test_a_sweep_asked_for_during_another_one_follows_it(bench: Bench) -> None:
+    bench.list_()
+    bench.tell(PruneAsked())
+    assert (bench.sweeps, bench.snapshot().sweeps) == (1, 0)
+    bench.tell(SweepDone(0, None))
+    assert (bench.sweeps, bench.snapshot().sweeps) == (2, 1)
+    assert bench.snapshot().sweeping
+    bench.tell(SweepDone(0, None))
+    assert (bench.sweeps, bench.snapshot().sweeps) == (2, 2)
+    assert not bench.snapshot().sweeping
+
+
+def test_a_sweep_that_is_asked_for_begins_at_once(bench: Bench) -> None:
+    bench.tell(PruneAsked())
+    assert bench.sweeps == 1
+
+
+def test_old_runs_are_forgotten_batch_by_batch_once_the_server_has_listed_its_own(
+    forgetful: Bench, logged: list[Any]
+) -> None:
+    old = [make_run(number, state=State.REMOVED, finished_at=1.0) for number in range(1, BATCH + 11)]
+    for run in old:
+        forgetful.store(run)
+    forgetful.tell(PruneAsked())
+    assert "journal_pruned" not in events(logged)
+    forgetful.list_()
+    assert [line["runs"] for line in logged if line["event"] == "journal_pruned"] == [BATCH]
+    forgetful.wait(PRUNE_PAUSE_SECONDS)
+    forgetful.wait(PRUNE_PAUSE_SECONDS)
+    assert [line["runs"] for line in logged if line["event"] == "journal_pruned"] == [BATCH, 10]
+    assert not any(forgetful.journal.knows(run.id) for run in old)
+
+
+def test_a_run_the_server_still_lists_is_never_forgotten(forgetful: Bench) -> None:
+    for number in (1, 2):
+        forgetful.store(make_run(number, state=State.REMOVED, finished_at=1.0, claimed_at=1.0))
+    forgetful.list_(make_open_run(1, claimed_at=1.0))
+    assert forgetful.journal.knows(RunId(1))
+    assert not forgetful.journal.knows(RunId(2))
+    assert forgetful.step_of(1) is None
+
+
+def test_a_run_that_is_not_reported_is_never_forgotten(forgetful: Bench) -> None:
+    forgetful.bring_to(State.FINISHED)
+    forgetful.list_(make_open_run(1))
+    forgetful.wait(1_000_000_000.0)
+    forgetful.list_()
+    assert forgetful.state_of() == "finished"
+
+
+def test_a_journal_that_cannot_be_pruned_now_does_not_stop_the_agent(
+    forgetful: Bench, logged: list[Any]
+) -> None:
+    forgetful.list_()
+    forgetful.journal.faults.plan("prune", DiskFull("full"))
+    forgetful.wait(PRUNE_SECONDS)
+    assert "disk_lost" in events(logged)
+    forgetful.receive(1)
+    assert forgetful.step_of(1) == "admit"
+
+
+def test_an_image_that_could_not_be_noted_is_noted_later(bench: Bench) -> None:
+    image = PulledImage(image_id="a", reference="r/a:1", digest=None, pulled_at=1.0, used_at=1.0)
+    bench.journal.faults.plan("note_image", DiskFull("full"))
+    bench.tell(ImagePulled(image))
+    assert read_images(bench.state_dir) == []
+    bench.wait(PRUNE_SECONDS)
+    assert read_images(bench.state_dir) == [image]
+
+
+def test_an_image_that_a_pull_brought_is_noted_and_forgotten_when_it_went(bench: Bench) -> None:
+    image = PulledImage(image_id="a", reference="r/a:1", digest="d", pulled_at=1.0, used_at=1.0)
+    bench.tell(ImagePulled(image))
+    assert read_images(bench.state_dir) == [image]
+    bench.tell(SweepDone(1, None, ("a",)))
+    assert read_images(bench.state_dir) == []
 
 
 def test_a_sweep_that_could_not_be_done_is_repeated(bench: Bench, logged: list[Any]) -> None:
@@ -980,7 +1125,7 @@ def test_messages_that_came_together_are_all_taken_in(bench: Bench) -> None:
 
 
 def test_a_stored_run_is_taken_up_as_it_is(bench: Bench) -> None:
-    stored = replace(make_run(5), fault="unreadable")
+    stored = replace(make_run(5), fault="unreadable", entered=bench.clock.mark())
     bench.store(stored)
     bench.start()
     bench.agent.turn(0)
@@ -1034,3 +1179,256 @@ def test_nothing_is_sent_live_of_a_run_that_ended_or_shall_end(bench: Bench) -> 
     bench.wait(LIVE_LOG_SECONDS)
     assert bench.channel.logs == []
     assert bench.live_logs.followed == []
+
+
+# --- outages --------------------------------------------------------------------------------------------------
+
+
+def weekend(bench: Bench, *, seconds: int, every: float) -> None:
+    for _ in range(int(seconds / every)):
+        for _ in bench.lists:
+            bench.tell(ListingFailed(ServerUnreachable("no connection"), None))
+        bench.lists.clear()
+        if bench.step_of():
+            bench.fail(1, ServerUnreachable("no connection"))
+        bench.wait(every)
+
+
+def test_a_server_that_is_away_for_a_weekend_is_asked_at_a_steady_pace_and_gets_everything_in_the_end(
+    bench: Bench, logged: list[Any]
+) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.tell(ServerOnline())
+    weekend(bench, seconds=60, every=RELIST_SECONDS)
+    before, told = len(bench.pool.history), len(logged)
+    weekend(bench, seconds=60 * 3600, every=60)
+    reports = len(bench.pool.history) - before
+    assert reports <= 60 * 3600 / MAX_BACKOFF_SECONDS
+    said = events([entry for entry in logged[told:] if entry["log_level"] != "debug"])
+    assert said.count("server_lost") == 0
+    assert said.count("server_still_lost") == 60
+    assert set(said) <= {"server_still_lost", "heartbeat"}
+    assert not bench.snapshot().online
+    bench.list_()
+    if bench.step_of() is None:
+        bench.wait(0)
+    assert bench.step_of() == "report"
+    bench.succeed(1, REPORTED, REMOVED)
+    assert bench.snapshot().owed == 0
+    assert events(logged).count("server_back") == 1
+
+
+def test_while_the_server_is_away_it_is_looked_for_every_two_seconds(bench: Bench) -> None:
+    bench.receive(1)
+    bench.fail(1, ServerUnreachable("no connection"))
+    bench.lists.clear()
+    for _ in range(30):
+        bench.wait(1)
+    assert 10 <= len(bench.lists) <= 15
+
+
+def test_a_server_that_answers_again_is_connected_to_at_once(bench: Bench) -> None:
+    bench.tell(ListingFailed(ServerUnreachable("away"), None))
+    bench.list_()
+    assert bench.channel.hurries == 1
+    bench.list_()
+    assert bench.channel.hurries == 1
+
+
+def test_a_node_is_not_online_while_the_servers_calls_fail_although_the_connection_stands(
+    bench: Bench,
+) -> None:
+    bench.tell(ServerOnline())
+    assert bench.snapshot().online
+    bench.tell(ListingFailed(ServerUnreachable("answers with nonsense"), None))
+    assert not bench.snapshot().online
+    bench.list_()
+    assert bench.snapshot().online
+
+
+def test_a_server_that_comes_and_goes_every_second_does_not_fill_the_log(
+    bench: Bench, logged: list[Any]
+) -> None:
+    for _ in range(100):
+        bench.tell(ServerOnline())
+        bench.list_()
+        bench.wait(1)
+        bench.tell(ServerOffline("closed"))
+        bench.tell(ListingFailed(ServerUnreachable("away"), None))
+        bench.wait(1)
+    said = [event for event in events(logged) if event.startswith(("server_", "connection_"))]
+    assert len(said) <= 12
+    assert {"server_unsteady", "connection_unsteady"} <= set(said)
+
+
+def test_a_pause_the_server_asked_for_is_kept(bench: Bench) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.fail(1, ServerUnreachable("busy", after=100))
+    bench.wait(99)
+    assert bench.step_of() is None
+    bench.wait(1)
+    assert bench.step_of() == "report"
+
+
+def test_a_registry_that_is_away_is_asked_again_soon(bench: Bench) -> None:
+    bench.bring_to(State.ADMITTED)
+    for _ in range(6):
+        bench.fail(1, RegistryUnreachable("no connection"))
+        bench.wait(MAX_REGISTRY_SECONDS)
+        assert bench.step_of() == "pull"
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_wall_clock_that_is_set_moves_no_appointment(bench: Bench, jump: float) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.fail(1, ServerUnreachable("away"))
+    bench.clock.set_wall(by=jump)
+    bench.wait(0)
+    assert bench.step_of() is None
+    bench.wait(2)
+    assert bench.step_of() == "report"
+
+
+def test_a_run_of_a_machine_that_started_anew_counts_its_time_from_now(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    began = bench.clock.mark()
+    bench.clock.advance(5)
+    bench.start()
+    bench.agent.turn(0)
+    assert bench.runs[RunId(1)].entered == began
+    bench.clock.boot()
+    bench.start()
+    bench.agent.turn(0)
+    assert bench.runs[RunId(1)].entered == bench.clock.mark()
+
+
+# --- a server that was restored from an older backup -----------------------------------------------------------
+
+
+def another(number: int = 1) -> OpenRun:
+    """The server's run with that number, now of another task."""
+    return make_open_run(number, task=make_task(77))
+
+
+@pytest.mark.parametrize("state", [state for state in State if state < State.CAPTURED])
+def test_a_run_whose_number_was_given_away_ends_and_nobody_gets_its_result(
+    bench: Bench, state: State
+) -> None:
+    bench.bring_to(state)
+    bench.list_(another())
+    bench.fail(1, RunClosed("not wanted"))
+    assert bench.step_of() == "stop"
+    bench.succeed(1, Advance(State.FINISHED, {"outcome": Outcome.CLOSED, "finished_at": 7.0}))
+    assert bench.pool.in_flight[RunId(1)][1].outcome is Outcome.CLOSED
+
+
+def test_a_report_that_is_owed_for_a_number_that_was_given_away_is_not_made(
+    bench: Bench, logged: list[Any]
+) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.fail(1, ServerUnreachable("away"))
+    bench.list_(another())
+    assert bench.step_of() == "remove"
+    assert bench.pool.history.count((RunId(1), "report")) == 1
+    bench.succeed(1, REMOVED)
+    bench.list_(another())
+    assert bench.step_of() == "admit"
+    assert bench.pool.in_flight[RunId(1)][1].task.id == 77
+
+
+def test_a_report_on_its_way_is_left_alone_until_it_is_back(bench: Bench) -> None:
+    bench.bring_to(State.FINISHED)
+    bench.list_(another())
+    assert bench.step_of() == "report"
+    bench.fail(1, RunClosed("Run 1 is another's."))
+    assert bench.step_of() == "remove"
+
+
+def test_a_run_the_restored_server_does_not_know_is_asked_for_and_closed(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING)
+    bench.succeed(1, Wait({}))
+    bench.list_()
+    assert bench.step_of() == "verify"
+    bench.fail(1, RunClosed("Run 1 is closed at the server."))
+    assert bench.step_of() == "stop"
+
+
+# --- a configuration that is read again -----------------------------------------------------------------------
+
+
+def test_new_settings_count_once_they_are_read_and_then_it_is_said(bench: Bench) -> None:
+    bench.tell(ReloadAsked())
+    assert bench.reloads == ["begun"]
+    rules = NewRules(live_logs=bench.live_logs)
+    bench.tell(ConfigurationRead(rules))
+    assert rules.effects == 1
+    assert bench.reloads == ["begun", "done"]
+
+
+def test_settings_that_are_refused_change_nothing_and_that_is_over_too(bench: Bench) -> None:
+    bench.tell(ReloadAsked(), ConfigurationRead(None))
+    assert bench.reloads == ["begun", "done"]
+    bench.receive(1, 2, 3)
+    assert [bench.step_of(run_id) for run_id in (1, 2, 3)] == ["admit", "admit", None]
+
+
+def test_who_asks_while_the_file_is_read_has_it_read_once_more(bench: Bench) -> None:
+    bench.tell(ReloadAsked(), ReloadAsked(), ReloadAsked())
+    assert bench.reloads == ["begun"]
+    bench.tell(ConfigurationRead(None))
+    assert bench.reloads == ["begun", "begun"]
+    bench.tell(ConfigurationRead(None))
+    assert bench.reloads == ["begun", "begun", "done"]
+    bench.tell(ReloadAsked())
+    assert bench.reloads[-1] == "begun"
+
+
+def test_more_slots_begin_what_waits_at_once(bench: Bench) -> None:
+    bench.receive(1, 2, 3)
+    assert bench.step_of(3) is None
+    bench.tell(ConfigurationRead(NewRules(Bounds(slots=3))))
+    assert bench.step_of(3) == "admit"
+
+
+def test_fewer_slots_end_nothing_and_begin_nothing(bench: Bench) -> None:
+    bench.bring_to(State.RUNNING, 1)
+    bench.bring_to(State.RUNNING, 2)
+    bench.tell(ConfigurationRead(NewRules(Bounds(slots=1))))
+    bench.receive(3)
+    assert [bench.step_of(run_id) for run_id in (1, 2, 3)] == ["observe", "observe", None]
+
+
+def test_live_logs_that_are_not_shared_any_more_are_left(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    bench.bring_to(State.RUNNING)
+    bench.wait(LIVE_LOG_SECONDS + 0.1)
+    assert bench.live_logs.followed == [RunId(1)]
+    bench.tell(ConfigurationRead(NewRules(live_logs=None)))
+    assert bench.live_logs.followed == []
+    bench.wait(LIVE_LOG_SECONDS + 0.1)
+    assert bench.live_logs.followed == []
+
+
+def test_live_logs_that_are_shared_from_now_on_are_followed(bench: Bench) -> None:
+    others = Whispers()
+    bench.tell(ServerOnline())
+    bench.bring_to(State.RUNNING)
+    bench.tell(ConfigurationRead(NewRules(live_logs=others)))
+    bench.wait(LIVE_LOG_SECONDS + 0.1)
+    assert others.followed == [RunId(1)]
+    assert bench.live_logs.followed == []
+
+
+def test_facts_that_are_not_shared_any_more_are_taken_back(bench: Bench) -> None:
+    bench.tell(ServerOnline(), NodeFactsReady({"database_labels": ["default"]}))
+    bench.tell(NodeFactsReady({}), NodeFactsReady({}))
+    assert bench.channel.facts == [{"database_labels": ["default"]}, {}]
+
+
+def test_the_sign_of_life_comes_from_the_control_loop_and_only_from_there(bench: Bench) -> None:
+    bench.agent.turn(0)
+    bench.shown.clear()
+    bench.clock.advance(3600.0)
+    assert bench.shown == []
+    bench.tell(ServerOffline("the server is away"))
+    assert len(bench.shown) == 1

@@ -20,19 +20,24 @@ LOOP = {
     "steps",
     "lister",
     "availability",
+    "clocks",
+    "company",
     "inputs",
+    "outbox",
     "timetable",
+    "phases",
     "pool",
     "progress",
     "runlog",
     "runtable",
     "sweep",
+    "waiting",
 }
 PAYLOAD = {"payload"}
 """How inputs and results are written while they travel."""
 PAYLOAD_USERS = {"server", "proxy"}
 ADAPTERS = {"server", "runtime", "databases", "store", "proxy", "gates"}
-EDGE = {"config", "logs", "service"}
+EDGE = {"config", "journald", "logs", "service"}
 """What belongs to this process and this machine rather than to runs."""
 TOP = {
     "app",
@@ -44,10 +49,14 @@ TOP = {
     "encryption",
     "following",
     "imagechecks",
+    "lean",
     "openings",
+    "pruning",
     "options",
+    "reloading",
     "screen",
     "site",
+    "space",
     "__main__",
 }
 LATER = {"sandbox", "compute", "guard", "status"}

@@ -160,3 +160,36 @@ def test_a_folder_not_made_yet_is_judged_by_the_one_above(tmp_path: Path) -> Non
     assert facts.writable
     assert facts.free_bytes > 0
     assert folder_facts(tmp_path).exists
+
+
+# --- room for runs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(GIB - 1, Verdict.FAIL), (GIB, Verdict.OK)])
+def test_a_disk_of_the_engine_on_which_no_run_would_begin_fails(free: int, verdict: Verdict) -> None:
+    found = checks.judge_engine_disk(Path("/var/lib/docker"), free, LimitsSection())
+    assert found.verdict is verdict
+    assert ("limits.min_free_disk" in found.found) == (verdict is Verdict.FAIL)
+
+
+def test_a_disk_on_which_no_run_would_begin_fails_with_the_setting() -> None:
+    found = checks.judge_disk(replace(FOLDER, free_bytes=GIB - 1), LimitsSection())
+    assert found.verdict is Verdict.FAIL
+    assert "limits.min_free_disk" in found.found
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (LimitsSection(memory="4GiB", concurrent_runs=4), ""),
+        (LimitsSection(memory="64GiB"), "limits.memory is 64 GiB"),
+        (LimitsSection(total_memory="64GiB"), "limits.total_memory is 64 GiB"),
+        (LimitsSection(memory="16GiB", concurrent_runs=4), "1 runs of 16 GiB fit into the 31 GiB"),
+        (LimitsSection(memory="4GiB", total_memory="8GiB", concurrent_runs=4), "2 runs of 4 GiB fit"),
+    ],
+)
+def test_memory_that_the_machine_lacks_is_said(limits: LimitsSection, said: str) -> None:
+    capacity = checks.judge_engine(ENGINE, limits)[-1]
+    assert capacity.name == "capacity"
+    assert capacity.verdict is (Verdict.WARNING if said else Verdict.OK)
+    assert said in capacity.found

@@ -69,7 +69,7 @@ def giving(value: Any) -> Callable[..., Any]:
 NOTHING = Parts(
     load=giving(SETTINGS), load_place=giving(SETTINGS), run=never, check=never, history=never, sight=never,
     agent=never, create_key=never, show_key=never, upload_key=never, replace_key=never,
-    ensure_network=never, remove_network=never,
+    would_go=never, prune=never, ensure_network=never, remove_network=never,
 )  # fmt: skip
 
 
@@ -233,6 +233,39 @@ def test_runs_asks_for_as_many_as_wanted_from_the_right_place() -> None:
     assert asked == [(Path("/state"), 50), (Path("/state"), 3)]
 
 
+WAITING = {**ROW, "run_id": 5, "state": "received", "status": "pending", "status_code": 1}
+
+
+def test_runs_says_for_what_a_run_waits_and_at_which_place(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = Sighting(pid=7, presence=replace(PRESENCE, waiting_for="all slots are taken", queue=(4, 5)))
+    parts = {"history": giving([WAITING, ROW]), "sight": giving(seen)}
+    assert call("runs", **parts) == 0
+    _, waiting, other = capsys.readouterr().out.splitlines()
+    assert waiting.endswith("waits (place 2): all slots are taken")
+    assert "waits" not in other
+    call("runs", "--json", **parts)
+    waiting, other = json.loads(capsys.readouterr().out)
+    assert (waiting["place"], waiting["waiting_for"]) == (2, "all slots are taken")
+    assert "place" not in other
+
+
+@pytest.mark.parametrize("seen", [Sighting(pid=None, presence=PRESENCE), Sighting(pid=8, presence=PRESENCE)])
+def test_runs_does_not_believe_what_an_earlier_agent_said_of_the_queue(
+    seen: Sighting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("runs", "--json", history=giving([WAITING]), sight=giving(seen))
+    (waiting,) = json.loads(capsys.readouterr().out)
+    assert (waiting["place"], waiting["waiting_for"]) == (None, "the agent is not running")
+
+
+def test_status_says_why_runs_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = replace(PRESENCE, waiting_for="the one slot is taken", queue=(4,))
+    call("status", sight=giving(Sighting(pid=7, presence=waiting)))
+    assert "waits   because the one slot is taken" in capsys.readouterr().out
+    call("status", "--json", sight=giving(Sighting(pid=7, presence=waiting)))
+    assert json.loads(capsys.readouterr().out)["queue"] == [4]
+
+
 def test_a_long_reason_does_not_break_the_table() -> None:
     assert len(screen.run_rows([{**ROW, "reason": "x" * 5000}])[1][-1]) == 100
 
@@ -246,6 +279,53 @@ def test_status_of_a_running_agent_is_fine(capsys: pytest.CaptureFixture[str]) -
     assert "running (process 7" in shown
     assert "server  online" in shown
     assert "1 waiting, 2 working" in shown
+
+
+def test_status_says_how_much_is_owed_why_and_when_it_is_tried_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    owing = replace(
+        PRESENCE,
+        owed=2,
+        owed_bytes=3 * 1024 * 1024,
+        oldest_owed_at=1e9,
+        owed_problem="answered with 500",
+        next_report_at=1e9 + 30,
+    )
+    call("status", sight=giving(Sighting(pid=7, presence=owing)))
+    shown = capsys.readouterr().out
+    assert "3.0 MiB; last try: answered with 500; next try 2001-09-09 01:47:10Z" in shown
+    call("status", "--json", sight=giving(Sighting(pid=7, presence=owing)))
+    told = json.loads(capsys.readouterr().out)
+    assert (told["owed"], told["owed_bytes"], told["owed_problem"]) == (2, 3 << 20, "answered with 500")
+    assert told["next_report_at"] == "2001-09-09T01:47:10.000Z"
+
+
+def test_status_says_that_the_disk_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+    full = replace(PRESENCE, disk_problem="The disk is full.")
+    call("status", sight=giving(Sighting(pid=7, presence=full, disk_free=1024 * 512)))
+    assert "disk    cannot be written to (0.5 MiB free now): The disk is full." in capsys.readouterr().out
+    call("status", "--json", sight=giving(Sighting(pid=7, presence=full, disk_free=5)))
+    told = json.loads(capsys.readouterr().out)
+    assert (told["disk_problem"], told["disk_free"]) == ("The disk is full.", 5)
+
+
+def test_status_says_when_what_it_shows_is_old(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = Sighting(pid=7, presence=PRESENCE, disk_free=5, seen_at=PRESENCE.written_at + 720)
+    call("status", sight=giving(seen))
+    assert "its last word came 12 min ago: the agent may be stuck" in capsys.readouterr().out
+    call("status", sight=giving(replace(seen, disk_read_only=True)))
+    shown = capsys.readouterr().out
+    assert "12 min ago: its state directory is read-only" in shown
+    assert "disk    read-only" in shown
+    call("status", sight=giving(replace(seen, seen_at=PRESENCE.written_at + 5)))
+    assert "silent" not in capsys.readouterr().out
+
+
+def test_a_refused_report_is_shown_with_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {**ROW, "state": "removed", "reason": "It crashed.", "refusal": "The server has closed run 2."}
+    call("runs", history=giving([refused]))
+    assert "It crashed. The server took no report: The server has closed run 2." in capsys.readouterr().out
 
 
 def test_status_tells_what_is_away_and_what_is_owed(capsys: pytest.CaptureFixture[str]) -> None:

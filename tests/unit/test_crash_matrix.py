@@ -23,6 +23,7 @@ from node_agent.domain.messages import KillRequested, Message, ServerOnline, Sub
 from node_agent.domain.policy import Policy
 from node_agent.domain.run import BlobId, RunId, Status
 from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
+from node_agent.domain.turns import Bounds
 from node_agent.errors import BlobUnreadable, EngineUnreachable, ServerUnreachable, StartFailed
 from node_agent.lister import Lister
 from node_agent.pool import do_step
@@ -146,7 +147,7 @@ class Life:
                 show=lambda _: None,
             ),
             clock=world.clock,
-            concurrent_runs=1,
+            bounds=Bounds(slots=1),
         )
 
     def live(self, outside: Callable[[World], None]) -> None:
@@ -400,14 +401,16 @@ def test_a_result_is_stored_twice_only_when_nobody_could_know_that_it_was(quick_
     _lived(quick_dir, story, count)
     # the last call that stores, not one that fails
     stored_at = max(place for place, name in enumerate(count.places) if name == "after server.store_result")
-    assert count.places[stored_at + 1] == "before journal.update"
+    written_at = count.places.index("before journal.update", stored_at)
+    # a listing that came meanwhile may have had the connection hurried; nothing else may come in between
+    assert {name.split()[1] for name in count.places[stored_at + 1 : written_at]} <= {"channel.hurry"}
     for place, name in enumerate(count.places):
         world = _lived(quick_dir, story, Fuse(blows_at=place))
         (report,) = world.server.entries[RUN].accepted
         stored = [content for blob, content in world.server.blobs.items() if blob != INPUT]
         assert report.stored_as is not None, f"stopped at {place}: {name}"
         assert world.server.blobs[report.stored_as] == b"42", f"stopped at {place}: {name}"
-        assert len(stored) == 1 + (place in {stored_at, stored_at + 1}), f"stopped at {place}: {name}"
+        assert len(stored) == 1 + (stored_at <= place <= written_at), f"stopped at {place}: {name}"
 
 
 def test_a_kill_while_the_agent_is_down_is_found_by_absence(quick_dir: Path) -> None:

@@ -19,6 +19,17 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 MADE_FROM_PARTS = {"server_lost", "server_back", "engine_lost", "engine_back"}
 
 
+def test_the_errors_that_the_page_on_engines_without_root_names_are_in_the_source() -> None:
+    page = (ROOT / "docs" / "rootless.md").read_text(encoding="utf-8")
+    told = page.partition("## What is said")[2].partition("## What was tried")[0]
+    errors = re.findall(r"^\| [^|]* \| `([^`]+)`", told, flags=re.MULTILINE)
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "node_agent" / "runtime").glob("*.py"))
+    # Sentences that are wrapped in the source are joined before they are looked for.
+    texts = re.sub(r'"\s+f?"', "", "\n".join(sources))
+    assert len(errors) == 7
+    assert [error for error in errors if error not in texts] == []
+
+
 def rows_of(document: str) -> list[str]:
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")
     return re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)

@@ -244,7 +244,7 @@ def test_a_damaged_journal_is_named_and_left_as_it_is(quick_dir: Path) -> None:
         read_history(quick_dir, 10)
 
 
-def test_damage_found_while_reading_is_named_too(quick_dir: Path) -> None:
+def test_damaged_pages_are_found_at_the_start(quick_dir: Path) -> None:
     journal = SqliteJournal(quick_dir)
     for number in range(1, 200):
         journal.insert(make_run(number, reason="x" * 500))
@@ -253,10 +253,11 @@ def test_damage_found_while_reading_is_named_too(quick_dir: Path) -> None:
     content = bytearray(path.read_bytes())
     content[8192:] = b"\xff" * (len(content) - 8192)
     path.write_bytes(bytes(content))
-    damaged = SqliteJournal(quick_dir)
-    with pytest.raises(ConfigError, match="damaged"):
-        damaged.load()
-    damaged.close()
+    spoilt = path.read_bytes()
+    with pytest.raises(ConfigError, match="damaged") as refusal:
+        SqliteJournal(quick_dir)
+    assert "Move it aside" in refusal.value.hint
+    assert path.read_bytes() == spoilt
 
 
 def test_a_journal_that_cannot_be_opened_says_what_to_check(quick_dir: Path) -> None:

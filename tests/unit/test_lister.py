@@ -12,7 +12,7 @@ from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import BlobId, RunId
 from node_agent.domain.task import TaskId
 from node_agent.errors import AccessDenied, DiskFull, InputUnreadable, ServerUnreachable, Transient
-from node_agent.lister import Lister
+from node_agent.lister import LISTING_SECONDS, Lister
 from node_agent.store.rundir import DiskRunFolders
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import ServerBook, make_open_run
@@ -171,3 +171,62 @@ def test_wishes_that_wait_are_not_repeated_and_later_ones_are_new(quick_dir: Pat
         bench.lister.serve_forever()
     assert [message.complete for message in lists] == [True, False, True]  # type: ignore[attr-defined]
     assert bench.lister._wishes.empty()
+
+
+# --- while the server is away ---------------------------------------------------------------------------------
+
+
+AWAY = ServerUnreachable("away")
+
+
+def test_a_server_that_is_away_is_only_knocked_at_until_it_answers(bench: Bench) -> None:
+    bench.server.add(make_open_run(1))
+    bench.server.faults.plan("open_runs", AWAY)
+    bench.server.faults.plan("knock", AWAY, times=3)
+    for _ in range(4):
+        bench.lister.serve_one(None)
+        bench.clock.advance(2)
+    assert [type(message) for message in bench.posted] == [ListingFailed] * 4
+    bench.lister.serve_one(None)
+    assert isinstance(bench.posted[-1], RunsListed)
+
+
+def test_a_server_that_only_leaves_knocks_unanswered_is_found_all_the_same(bench: Bench) -> None:
+    bench.server.faults.plan("open_runs", AWAY)
+    bench.server.faults.plan("knock", AWAY, times=100)
+    bench.lister.serve_one(None)
+    bench.clock.advance(LISTING_SECONDS - 1)
+    bench.lister.serve_one(None)
+    assert isinstance(bench.posted[-1], ListingFailed)
+    bench.clock.advance(1)
+    bench.lister.serve_one(None)
+    assert isinstance(bench.posted[-1], RunsListed)
+
+
+def test_a_server_that_answers_knocks_only_is_still_away(bench: Bench) -> None:
+    bench.server.faults.plan("open_runs", ServerUnreachable("500"), times=3)
+    for _ in range(3):
+        bench.lister.serve_one(None)
+    assert [type(message) for message in bench.posted] == [ListingFailed] * 3
+
+
+def test_a_server_that_asks_to_be_left_alone_is_left_alone(bench: Bench) -> None:
+    bench.server.faults.plan("open_runs", ServerUnreachable("busy", after=30))
+    bench.lister.serve_one(None)
+    bench.server.faults.plan("knock", AWAY)
+    bench.clock.advance(29)
+    bench.lister.serve_one(TaskId(4))
+    bench.clock.advance(1)
+    bench.lister.serve_one(None)
+    # nobody knocked before the time was over
+    assert [message.error.message for message in bench.posted] == ["busy", "busy", "away"]
+    bench.lister.serve_one(None)
+    assert isinstance(bench.posted[-1], RunsListed)
+
+
+def test_a_key_that_is_refused_is_not_taken_for_a_server_that_is_away(bench: Bench) -> None:
+    bench.server.faults.plan("open_runs", AccessDenied("no such key"))
+    bench.server.faults.plan("knock", AWAY)
+    bench.lister.serve_one(None)
+    bench.lister.serve_one(None)
+    assert isinstance(bench.posted[-1], RunsListed)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from node_agent.errors import ConfigError
+from node_agent.errors import ConfigError, DiskFull
 from node_agent.store.lock import AgentLock, running_pid
 
 HOLD = """
@@ -107,3 +107,26 @@ def test_a_lock_without_a_readable_pid_is_still_a_lock(name: str, tmp_path: Path
         AgentLock(name, tmp_path)
     assert running_pid(tmp_path) is None
     lock.release()
+
+
+def test_a_full_disk_is_said_and_passes(name: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match="full") as trouble:
+        AgentLock(name, tmp_path)
+    assert "Free some space" in trouble.value.hint
+
+
+def test_a_lock_file_that_cannot_be_opened_is_the_operators_matter(name: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(ConfigError, match=r"lock file .* cannot be used") as refusal:
+        AgentLock(name, tmp_path)
+    assert "owner" in refusal.value.hint
+
+
+def test_the_lock_file_does_not_grow_from_one_agent_to_the_next(name: str, tmp_path: Path) -> None:
+    AgentLock(name, tmp_path).release()
+    size = (tmp_path / "lock").stat().st_size
+    (tmp_path / "lock").write_text("123456789\n")
+    AgentLock(name, tmp_path).release()
+    assert (tmp_path / "lock").stat().st_size == size
+    assert (tmp_path / "lock").read_text().split() == [str(os.getpid())]

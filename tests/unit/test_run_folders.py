@@ -13,8 +13,9 @@ from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
-from node_agent.errors import DiskFull, InputUnreadable, OutputTooLarge
-from node_agent.store.rundir import DiskRunFolders, _disk_errors
+from node_agent.errors import DiskFull, DiskUnwritable, InputUnreadable, OutputTooLarge
+from node_agent.store.disk import disk_errors
+from node_agent.store.rundir import DiskRunFolders
 
 RUN = RunId(12)
 JOB = JobKey("7-1")
@@ -423,7 +424,7 @@ def test_trouble_of_the_disk_while_reading_the_output_is_not_taken_for_an_empty_
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "open", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(DiskUnwritable, match="Input/output"):
         folders.capture_output(RUN, limit=LIMIT)
 
 
@@ -464,11 +465,73 @@ def test_opening_the_folders_twice_keeps_what_is_there(own_dir: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_transient_and_says_what_to_do(number: int) -> None:
-    with pytest.raises(DiskFull, match="full") as trouble, _disk_errors():
+    with pytest.raises(DiskFull, match="full") as trouble, disk_errors():
         raise OSError(number, "No space left on device", "/state/runs/1")
     assert "Free some space" in trouble.value.hint
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
+def test_a_disk_that_was_made_read_only_or_is_broken_is_transient(number: int) -> None:
+    with pytest.raises(DiskUnwritable, match="cannot be written") as trouble, disk_errors():
+        raise OSError(number, os.strerror(number), "/state/runs/1")
+    assert not isinstance(trouble.value, DiskFull)
+    assert "/state/runs/1" in trouble.value.message
+
+
+def test_a_log_that_could_not_be_written_whole_leaves_the_earlier_one(folders: DiskRunFolders) -> None:
+    with folders.log_file(RUN) as file:
+        file.write(b"all of it")
+    half = folders.log_file(RUN)
+    half.__enter__().write(b"half")
+    with pytest.raises(DiskFull):
+        half.__exit__(OSError, OSError(errno.ENOSPC, "No space left on device"), None)
+    log = folders.final_log(RUN, "")
+    assert log is not None
+    assert log.read_bytes() == b"all of it"
+
+
+def test_result_and_log_are_on_the_disk_before_they_have_their_names(
+    folders: DiskRunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(folders)
+    (task_of(prepared) / "output").write_bytes(b"result")
+    done: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def naming(rename: Callable[..., None]) -> Callable[..., None]:
+        def name(source: str, target: Path, **folders: int) -> None:
+            done.append(f"name {Path(target).name}")
+            rename(source, target, **folders)
+
+        return name
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", naming(os.replace))
+    monkeypatch.setattr(os, "rename", naming(os.rename))
+    with folders.log_file(RUN) as file:
+        file.write(b"log")
+    folders.capture_output(RUN, limit=LIMIT)
+    folder = f"{RUN:09d}"
+    assert done == ["sync .log.new", "name log", f"sync {folder}", "sync output", "name result", f"sync {folder}"]
+
+
+def test_what_waits_to_be_reported_is_counted_in_bytes(folders: DiskRunFolders) -> None:
+    assert folders.report_size(RUN) == 0
+    (task_of(prepare(folders)) / "output").write_bytes(b"result")
+    folders.capture_output(RUN, limit=LIMIT)
+    with folders.log_file(RUN) as file:
+        file.write(b"log")
+    assert folders.report_size(RUN) == len(b"resultlog")
+    folders.final_log(RUN, "note")
+    assert folders.report_size(RUN) == len(b"resultlog\nnote")
+
+
+def test_the_folders_know_how_much_may_still_be_written(folders: DiskRunFolders) -> None:
+    assert folders.free_bytes() > 0
+
+
 def test_any_other_trouble_of_the_disk_stays_what_it_is() -> None:
-    with pytest.raises(PermissionError), _disk_errors():
+    with pytest.raises(PermissionError), disk_errors():
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -4,7 +4,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from node_agent.runtime.firewall import bridge_name, rules, table_name
-from node_agent.runtime.network import network_faults
+from node_agent.runtime.network import docker_options, network_faults
 from node_agent.runtime.subnets import candidates, parsed_routes
 
 ROUTES = """\
@@ -12,6 +12,7 @@ Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tI
 eth0\t00000000\t010012AC\t0003\t0\t0\t0\t00000000\t0\t0\t0
 eth0\t000012AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 """
+OPTIONS = docker_options(bridge_name("alpha"))
 
 
 def network(**changes):
@@ -32,8 +33,8 @@ def network(**changes):
 
 
 def test_a_network_that_is_as_it_must_be_has_no_faults():
-    assert network_faults(network(), agent="alpha", subnet=None) == []
-    assert network_faults(network(), agent="alpha", subnet="10.213.7.0/24") == []
+    assert network_faults(network(), agent="alpha", subnet=None, options=OPTIONS) == []
+    assert network_faults(network(), agent="alpha", subnet="10.213.7.0/24", options=OPTIONS) == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_network_that_is_as_it_must_be_has_no_faults():
     ],
 )
 def test_a_network_that_is_not_as_it_must_be_is_named(change):
-    assert len(network_faults(network(**change), agent="alpha", subnet=None)) == 1
+    assert len(network_faults(network(**change), agent="alpha", subnet=None, options=OPTIONS)) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,11 +74,11 @@ def test_a_network_that_is_not_as_it_must_be_is_named(change):
 def test_options_that_open_the_network_are_named(option):
     found = network()
     found["Options"] = {**found["Options"], **option}
-    assert len(network_faults(found, agent="alpha", subnet=None)) == 1
+    assert len(network_faults(found, agent="alpha", subnet=None, options=OPTIONS)) == 1
 
 
 def test_other_addresses_than_configured_are_named():
-    assert network_faults(network(), agent="alpha", subnet="10.9.0.0/24") == [
+    assert network_faults(network(), agent="alpha", subnet="10.9.0.0/24", options=OPTIONS) == [
         "its addresses are not 10.9.0.0/24 (network.subnet)"
     ]
 

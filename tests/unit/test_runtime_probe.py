@@ -35,7 +35,13 @@ def seen(reached=None, **changes):
         "gid": 11,
         "groups": [11, 12],
         "status": {**status, "NoNewPrivs": "1", "Seccomp": "2"},
-        "limits": {"memory": str(2**27), "pids": "64", "cpu": "100000 100000"},
+        "limits": {
+            "memory": str(2**27),
+            "pids": "64",
+            "cpu": "100000 100000",
+            "open_files": "4096",
+            "file_size": "1",
+        },
         "root_read_only": True,
         "tmp_writable": True,
         "ipv6": False,
@@ -103,11 +109,13 @@ def test_an_address_of_the_new_internet_protocol_is_a_way_out():
         {"memory": str(2**27), "pids": "", "cpu": "100000"},
         {"memory": str(2**27), "pids": "64", "cpu": "-1"},
         {"memory": str(2**27), "pids": "64", "cpu": "max 100000"},
-        {},
+        {"open_files": ""},
+        {"open_files": "1048576"},
+        {"file_size": "2"},
     ],
 )
 def test_a_limit_that_is_not_in_force_is_a_finding(limits):
-    assert checks(seen(limits=limits)) == [Check.LIMITS]
+    assert checks(seen(limits={**seen()["limits"], **limits})) == [Check.LIMITS]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from node_agent.domain.container import PullProgress
 from node_agent.domain.policy import ImageName, parse_image
 from node_agent.domain.secret import Secret
-from node_agent.errors import DiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
+from node_agent.errors import EngineDiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
 from node_agent.runtime.pulling import (
     PullStory,
     exact_reference,
@@ -49,7 +49,7 @@ def image(reference: str) -> ImageName:
         ("received unexpected HTTP status: 503 Service Unavailable", RegistryUnreachable),
         ("toomanyrequests: you have reached your pull rate limit", RegistryUnreachable),
         ("a sentence nobody has seen before", RegistryUnreachable),
-        ("failed to register layer: write /x: no space left on device", DiskFull),
+        ("failed to register layer: write /x: no space left on device", EngineDiskFull),
     ],
 )
 def test_a_complaint_says_who_must_act(text: str, error: type[NodeAgentError]) -> None:

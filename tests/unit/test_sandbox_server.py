@@ -734,6 +734,19 @@ def test_a_call_can_be_cut_before_or_after_it_is_carried_out(desk: Desk) -> None
     assert desk.run(task)["status"] == "active"
 
 
+def test_an_answer_may_come_byte_by_byte_and_is_whole_in_the_end(desk: Desk) -> None:
+    desk.faults.add("GET", "/version", Fault(byte_seconds=0.000_1))
+    slow = desk.web.get("/api/version")
+    assert slow.data == desk.web.get("/api/version").data
+    assert int(slow.headers["Content-Length"]) == len(slow.data)
+
+
+def test_a_refusal_on_purpose_may_have_headers_of_its_own(desk: Desk) -> None:
+    desk.faults.add("GET", "/version", Fault(status=503, headers={"Retry-After": "7"}))
+    answer = desk.web.get("/api/version")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "7")
+
+
 def test_half_an_answer_announces_the_whole(desk: Desk) -> None:
     desk.faults.add("GET", "/version", Fault(truncate=True))
     answer = desk.web.get("/api/version")

@@ -16,7 +16,7 @@ from node_agent.domain.task import OrganizationId, TaskId
 from node_agent.errors import NodeAgentError, RunClosed, RunFailed, ServerUnreachable
 from node_agent.payload.chunks import Literal, Sequence
 from node_agent.server.client import HttpServer, brief_patience
-from node_agent.server.exchange import READ_SECONDS, Call, Reply, Stream
+from node_agent.server.exchange import LONGEST_PAUSE, READ_SECONDS, Call, Reply, Stream, pause_asked
 from node_agent.server.tokens import Tokens
 from tests.unit.test_server_tokens import Server as TokenServer
 
@@ -92,6 +92,73 @@ def test_a_server_that_stays_away_is_given_up_after_three_tries() -> None:
     assert len(script.calls) == 3
 
 
+LOGIN_PAGE = Reply(
+    call="CALL", status=200, content_type="text/html", body=b"<html>Log in to the network</html>"
+)
+
+
+def test_the_login_page_of_a_network_is_not_taken_for_the_servers_consent() -> None:
+    for act in (
+        lambda it: it.report(RUN, final()),
+        lambda it: it.claim(RUN, at=0),
+        lambda it: it.announce(RUN, Status.ACTIVE),
+        lambda it: it.is_open(RUN),
+        lambda it: list(it.open_runs()),
+        lambda it: it.knock(),
+    ):
+        with pytest.raises(ServerUnreachable, match="not the server's"):
+            act(server(Script(*[LOGIN_PAGE] * 3)))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_to_be_left_alone_is_not_asked_twice(status: int) -> None:
+    script = Script(replace(said(status, "busy"), pause=20.0))
+    with pytest.raises(ServerUnreachable) as caught:
+        server(script).is_open(RUN)
+    assert len(script.calls) == 1
+    assert caught.value.after == 20.0
+
+
+@pytest.mark.parametrize(
+    ("said_by_server", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "99999999999999999999"}, LONGEST_PAUSE),
+        ({"Retry-After": "-5"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        (
+            {"Date": "Sun, 22 Nov 2020 07:00:00 GMT", "Retry-After": "Sun, 22 Nov 2020 07:00:30 GMT"},
+            30,
+        ),
+        (
+            {"Date": "Sun, 22 Nov 2020 07:00:00 GMT", "Retry-After": "Sun, 22 Nov 2099 07:00:00 GMT"},
+            LONGEST_PAUSE,
+        ),
+        ({"Retry-After": "Sun, 22 Nov 2020 07:00:30 GMT"}, 0),
+        ({"Date": "Sun, 22 Nov 2020 07:00:00 GMT", "Retry-After": "Sun, 22 Nov 2020 07:00:30"}, 0),
+    ],
+)
+def test_a_pause_that_is_asked_for_is_read_and_bounded(
+    said_by_server: dict[str, str], seconds: float
+) -> None:
+    assert pause_asked(said_by_server) == seconds
+
+
+def test_a_knock_costs_the_server_next_to_nothing() -> None:
+    script = Script(replace(said(200), body=b'{"version": "4.15.2"}'))
+    server(script).knock()
+    (call,) = script.calls
+    assert (call.method, call.path, call.token) == ("GET", "version", None)
+    assert call.read_seconds < READ_SECONDS
+
+
+@pytest.mark.parametrize("answer", [said(404, "nothing"), said(500), said(302), said(200)])
+def test_only_the_servers_own_answer_to_a_knock_counts(answer: Reply) -> None:
+    with pytest.raises(ServerUnreachable):
+        server(Script(answer)).knock()
+
+
 def test_an_error_500_is_left_to_the_caller() -> None:
     script = Script(said(500, "An unexpected error occurred on the server!"))
     with pytest.raises(ServerUnreachable, match="500"):
@@ -115,7 +182,13 @@ def test_a_call_is_not_made_a_third_time_for_its_token() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [HTML, said(302), said(429, "slow"), said(408, "late"), Reply(call="C", status=200, body=b'{"half')],
+    [
+        HTML,
+        said(302),
+        said(429, "slow"),
+        said(408, "late"),
+        Reply(call="C", status=200, content_type="application/json", body=b'{"half'),
+    ],
 )
 def test_what_is_not_the_servers_word_ends_no_run(wrong: Reply) -> None:
     with pytest.raises(ServerUnreachable):
@@ -137,7 +210,7 @@ def test_an_error_text_is_short_and_printable() -> None:
 def test_a_run_is_open_until_it_has_an_end() -> None:
     def run(finished_at: str | None) -> Reply:
         body = json.dumps({"id": 9, "status": "active", "finished_at": finished_at}).encode()
-        return Reply(call="C", status=200, body=body)
+        return Reply(call="C", status=200, content_type="application/json", body=body)
 
     assert server(Script(run(None))).is_open(RUN) is True
     assert server(Script(run("2026-01-01T00:00:00.5"))).is_open(RUN) is False
@@ -149,7 +222,7 @@ def test_a_run_that_may_not_be_read_is_not_taken_as_closed() -> None:
         server(Script(said(401, "no"), said(401, "no"))).is_open(RUN)
 
 
-@pytest.mark.parametrize("refusal", [FINISHED, (404, "Run id=9 not found!"), (403, "no")])
+@pytest.mark.parametrize("refusal", [FINISHED, (404, "Run id=9 not found!"), (403, "no"), (410, "gone")])
 def test_a_closed_run_cannot_be_claimed_or_announced(refusal: tuple[int, str]) -> None:
     with pytest.raises(RunClosed):
         server(Script(said(*refusal))).claim(RUN, at=0)
@@ -200,7 +273,7 @@ def test_a_report_that_may_get_through_later_is_left_to_the_caller(trouble: Repl
 
 def books(status: str, finished_at: str) -> Reply:
     body = json.dumps({"id": 9, "status": status, "finished_at": finished_at}).encode()
-    return Reply(call="C", status=200, body=body)
+    return Reply(call="C", status=200, content_type="application/json", body=body)
 
 
 def test_a_report_whose_answer_was_lost_counts_as_delivered() -> None:
@@ -313,7 +386,7 @@ def test_a_path_that_leads_elsewhere_is_not_forwarded(path: str) -> None:
 
 
 def found(content: object) -> Reply:
-    return Reply(call="CALL", status=200, body=json.dumps(content).encode())
+    return Reply(call="CALL", status=200, content_type="application/json", body=json.dumps(content).encode())
 
 
 TASK = {

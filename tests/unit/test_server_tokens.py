@@ -10,7 +10,7 @@ import pytest
 from node_agent.domain.secret import Secret
 from node_agent.errors import AccessDenied, ServerUnreachable
 from node_agent.server.exchange import Call, Reply
-from node_agent.server.tokens import Tokens
+from node_agent.server.tokens import FIRST_REFUSAL_SECONDS, LAST_REFUSAL_SECONDS, Tokens
 
 HOURS = 3600.0
 
@@ -223,3 +223,63 @@ def test_tokens_and_key_do_not_show_themselves(desk: Desk) -> None:
     shown = repr(vars(desk.tokens)) + repr(token) + str(token)
     assert "the-key" not in shown
     assert token.reveal() not in shown
+
+
+def refused() -> Reply:
+    return answer(401, {"msg": "Invalid API key!"})
+
+
+def test_a_key_that_is_refused_is_shown_again_after_growing_pauses_only(desk: Desk) -> None:
+    desk.server.answers["token/node"] = refused
+    for _ in range(1800):
+        with pytest.raises(AccessDenied, match="Invalid API key"):
+            desk.tokens.access_token()
+        desk.now += 2
+    hour = 3600 / LAST_REFUSAL_SECONDS
+    assert hour <= len(desk.server.asked) <= hour + 10
+
+
+def test_a_key_that_is_taken_again_is_found_within_the_longest_pause(desk: Desk) -> None:
+    desk.server.answers["token/node"] = refused
+    for _ in range(100):
+        with pytest.raises(AccessDenied):
+            desk.tokens.access_token()
+        desk.now += 60
+    del desk.server.answers["token/node"]
+    desk.now += LAST_REFUSAL_SECONDS
+    assert desk.tokens.access_token()
+    desk.server.answers["token/node"] = refused
+    desk.tokens.forget(desk.tokens.access_token())
+    with pytest.raises(AccessDenied):
+        desk.tokens.access_token()
+    desk.now += FIRST_REFUSAL_SECONDS
+    del desk.server.answers["token/node"]
+    assert desk.tokens.access_token()
+
+
+def test_a_login_page_of_a_network_is_no_refusal_of_the_key(desk: Desk) -> None:
+    page = Reply(call="POST /token/node", status=401, content_type="text/html", body=b"<html>Log in</html>")
+    desk.server.answers["token/node"] = lambda: page
+    with pytest.raises(ServerUnreachable):
+        desk.tokens.access_token()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_wants_no_logins_for_now_says_for_how_long(desk: Desk, status: int) -> None:
+    desk.server.answers["token/node"] = lambda: Reply(call="POST /token/node", status=status, pause=7.0)
+    with pytest.raises(ServerUnreachable) as caught:
+        desk.tokens.access_token()
+    assert caught.value.after == 7.0
+
+
+@pytest.mark.parametrize("wrong_by", [86_400.0, -86_400.0, 10 * 365 * 86_400.0])
+def test_a_server_whose_clock_is_wrong_gives_tokens_that_last_as_long_as_any(
+    desk: Desk, wrong_by: float
+) -> None:
+    desk.server.clock_offset = wrong_by
+    first = desk.tokens.access_token()
+    desk.now += 5.8 * HOURS
+    assert desk.tokens.access_token() == first
+    desk.now += 0.1 * HOURS
+    assert desk.tokens.access_token() != first
+    assert desk.server.asked == ["token/node", "token/refresh"]

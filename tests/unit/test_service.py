@@ -1,16 +1,18 @@
 """Notifications to the service manager, and what signals mean."""
 
 import os
+import re
 import signal
 
 import pytest
 
-from node_agent.domain.messages import StopAsked, StopKind
+from node_agent.domain.messages import PruneAsked, ReloadAsked, StopAsked, StopKind
 from node_agent.errors import ConfigError
 from node_agent.service import (
+    Asked,
     Notifier,
     RunningAgent,
-    StopSignals,
+    Signals,
     notifier,
     socket_address,
     watchdog_interval,
@@ -25,6 +27,14 @@ def test_notifications_have_the_form_systemd_expects() -> None:
     systemd.watchdog()
     systemd.stopping()
     assert sent == [b"READY=1", b"STATUS=2 runs STOPPING=1", b"WATCHDOG=1", b"STOPPING=1"]
+
+
+def test_a_reload_is_told_with_its_moment_as_newer_service_managers_want_it() -> None:
+    sent: list[bytes] = []
+    Notifier(sent.append).reloading()
+    state, _, moment = sent[0].decode().partition("\n")
+    assert state == "RELOADING=1"
+    assert re.fullmatch(r"MONOTONIC_USEC=[1-9][0-9]*", moment)
 
 
 def test_without_systemd_nothing_is_said_and_nobody_watches() -> None:
@@ -63,11 +73,11 @@ def test_the_watchdog_is_served_twice_as_often_as_asked(
 
 
 def kinds(*numbers: int) -> list[StopKind]:
-    posted: list[StopAsked] = []
-    on_signal = StopSignals(posted.append)
+    posted: list[Asked] = []
+    on_signal = Signals(posted.append)
     for number in numbers:
         on_signal(number)
-    return [message.kind for message in posted]
+    return [message.kind for message in posted if isinstance(message, StopAsked)]
 
 
 def test_the_first_signal_stops_and_any_further_one_stops_at_once() -> None:
@@ -80,6 +90,20 @@ def test_a_drain_may_be_cut_short_by_a_stop() -> None:
         StopKind.DRAIN,
         StopKind.STOP,
     ]
+
+
+def test_a_signal_asks_for_everything_to_be_removed_that_may_go() -> None:
+    posted: list[Asked] = []
+    Signals(posted.append)(signal.SIGUSR2)
+    assert posted == [PruneAsked()]
+
+
+def test_a_hangup_asks_for_a_reload_and_never_ends_the_agent() -> None:
+    posted: list[Asked] = []
+    on_signal = Signals(posted.append)
+    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+        on_signal(number)
+    assert posted == [ReloadAsked(), ReloadAsked(), StopAsked(StopKind.STOP)]
 
 
 def test_a_process_that_lives_has_not_ended() -> None:

@@ -13,6 +13,7 @@ from node_agent.admission import Admission
 from node_agent.domain import contract
 from node_agent.domain.container import (
     ContainerLimits,
+    EndedBy,
     Phase,
     PinnedImage,
     PullPolicy,
@@ -116,7 +117,7 @@ class Bench:
         """Do a step that must advance, and give the run it leads to."""
         result = self.do(step, run)
         assert isinstance(result, Advance)
-        return replace(run, state=result.to, **result.facts)
+        return replace(run, state=result.to, entered=self.clock.mark(), **result.facts)
 
     def running(self, **changes: Any) -> Run:
         run = make_run(1, **changes)
@@ -221,6 +222,16 @@ def test_an_exact_image_that_is_here_needs_no_registry(bench: Bench) -> None:
     assert bench.go("pull", run).image_id == "local"
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_image_that_was_here_before_is_not_noted_as_pulled(bench: Bench, is_new: bool) -> None:
+    pulled = PinnedImage(image_id="image-1", digest=DIGEST, is_new=is_new)
+    bench.engine.registry[IMAGE] = pulled
+    noted: list[tuple[str, PinnedImage]] = []
+    bench.ports = replace(bench.ports, pulled=lambda reference, image: noted.append((reference, image)))
+    bench.go("pull", make_run(1, state=State.ADMITTED))
+    assert noted == ([(IMAGE, pulled)] if is_new else [])
+
+
 def test_an_image_that_is_not_here_is_not_pulled_against_the_owners_will(bench: Bench) -> None:
     bench.settle(pull=PullPolicy.NEVER)
     with pytest.raises(ImageMissing, match="never"):
@@ -229,7 +240,19 @@ def test_an_image_that_is_not_here_is_not_pulled_against_the_owners_will(bench: 
 
 def test_a_silent_registry_is_asked_again_for_a_while_only(bench: Bench) -> None:
     bench.engine.registry_away = True
-    run = make_run(1, state=State.ADMITTED, claimed_at=bench.clock.now())
+    run = make_run(1, state=State.ADMITTED, entered=bench.clock.mark())
+    with pytest.raises(RegistryUnreachable):
+        bench.do("pull", run)
+    bench.clock.advance(SETTINGS.registry_patience)
+    with pytest.raises(ImageMissing, match=r"kept asking for 20 seconds"):
+        bench.do("pull", run)
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_wall_clock_that_is_set_changes_nothing_about_a_silent_registry(bench: Bench, jump: float) -> None:
+    bench.engine.registry_away = True
+    run = bench.go("admit", make_run(1))
+    bench.clock.set_wall(by=jump)
     with pytest.raises(RegistryUnreachable):
         bench.do("pull", run)
     bench.clock.advance(SETTINGS.registry_patience)
@@ -386,12 +409,48 @@ def test_a_container_that_disappeared_is_lost(bench: Bench) -> None:
         bench.do("observe", run)
 
 
+@pytest.mark.parametrize(
+    ("ended_by", "told"),
+    [(EndedBy.SOMEBODY, "docker kill, docker stop or docker rm"), (EndedBy.ENGINE, "stopped or restarted")],
+)
+def test_what_others_ended_is_lost_and_did_not_crash(bench: Bench, ended_by: EndedBy, told: str) -> None:
+    run = bench.running()
+    bench.engine.finish(RUN, exit_code=137, log=b"so far\n")
+    bench.engine.box_of(RUN).ended_by = ended_by
+    with pytest.raises(ContainerLost, match=told):
+        bench.do("observe", run)
+    log = bench.ports.folders.final_log(RUN, "")
+    assert log is not None
+    assert log.read_bytes() == b"so far\n"
+
+
+def test_an_algorithm_whose_time_is_over_while_it_is_paused_is_told_so(bench: Bench) -> None:
+    run = bench.running()
+    bench.engine.box_of(RUN).paused = True
+    assert bench.do("observe", run) == Wait({})
+    bench.clock.advance(SETTINGS.run_time + 1)
+    with pytest.raises(TimeLimit, match="paused"):
+        bench.do("observe", run)
+
+
 def test_an_algorithm_that_runs_too_long_is_stopped(bench: Bench) -> None:
     run = bench.running()
     bench.clock.advance(SETTINGS.run_time)
     assert bench.do("observe", run) == Wait({})
     bench.clock.advance(1)
     with pytest.raises(TimeLimit, match=r"limits\.run_time"):
+        bench.do("observe", run)
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_wall_clock_that_is_set_neither_ends_an_algorithm_nor_gives_it_more_time(
+    bench: Bench, jump: float
+) -> None:
+    run = bench.running()
+    bench.clock.set_wall(by=jump)
+    assert bench.do("observe", run) == Wait({})
+    bench.clock.advance(SETTINGS.run_time + 1)
+    with pytest.raises(TimeLimit, match=r"after 61 seconds"):
         bench.do("observe", run)
 
 
@@ -478,6 +537,39 @@ def test_stopping_a_run_whose_container_disappeared_ends_it(bench: Bench) -> Non
     run = bench.running()
     bench.engine.boxes.clear()
     assert bench.go("stop", replace(run, ending=Outcome.LOST)).outcome is Outcome.LOST
+
+
+@pytest.mark.parametrize("call", ["find_container", "stop"])
+def test_a_run_that_never_started_ends_while_the_engine_hangs_and_what_is_left_goes_later(
+    bench: Bench, call: str
+) -> None:
+    container = bench.running().container
+    known = container if call == "stop" else None
+    run = to_be_killed(make_run(1, state=State.PULLED, container=known))
+    bench.engine.faults.plan(call, EngineUnreachable("no answer"))
+    with capture_logs() as logged:
+        run = bench.go("stop", run)
+    assert run.outcome is Outcome.KILLED
+    assert [entry["event"] for entry in logged] == ["container_left_behind"]
+    bench.go("remove", bench.go("report", run))
+    assert bench.engine.boxes == {}
+
+
+@pytest.mark.parametrize("state", [State.RECEIVED, State.ADMITTED])
+def test_the_engine_is_not_asked_for_the_container_of_a_run_that_can_have_none(
+    bench: Bench, state: State
+) -> None:
+    bench.engine.faults.plan("find_container", EngineUnreachable("not to be called"))
+    with capture_logs() as logged:
+        assert bench.go("stop", to_be_killed(make_run(1, state=state))).outcome is Outcome.KILLED
+    assert logged == []
+
+
+def test_a_run_at_work_is_not_said_to_have_ended_while_the_engine_hangs(bench: Bench) -> None:
+    run = bench.running()
+    bench.engine.faults.plan("stop", EngineUnreachable("no answer"))
+    with pytest.raises(EngineUnreachable):
+        bench.do("stop", to_be_killed(run))
 
 
 def test_nobody_wants_the_log_of_a_run_closed_at_the_server(bench: Bench) -> None:
@@ -659,6 +751,20 @@ def test_an_input_that_the_server_does_not_find_is_asked_for_again_for_a_while(
         nothing_here.do("pull", run)
 
 
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_wall_clock_that_is_set_changes_nothing_about_an_input_that_is_not_found(
+    nothing_here: NothingHere, jump: float
+) -> None:
+    run = nothing_here.admitted()
+    nothing_here.server.faults.plan("open_input", BlobUnreadable("It is not there."), times=2)
+    nothing_here.clock.set_wall(by=jump)
+    with pytest.raises(BlobUnreadable):
+        nothing_here.do("pull", run)
+    nothing_here.clock.advance(PATIENCE_SECONDS)
+    with pytest.raises(InputUnreadable):
+        nothing_here.do("pull", run)
+
+
 def test_an_input_is_asked_for_as_long_as_the_server_does_not_answer(nothing_here: NothingHere) -> None:
     run = nothing_here.admitted()
     nothing_here.clock.advance(100 * PATIENCE_SECONDS)
@@ -707,3 +813,12 @@ def test_a_run_that_failed_on_its_way_stores_nothing(nothing_here: NothingHere) 
     run = make_run(1, input_blob=INPUT, state=State.FINISHED, outcome=Outcome.FAILED, finished_at=1.0)
     nothing_here.go("report", run)
     assert set(nothing_here.server.blobs) == {INPUT}
+
+
+def test_an_input_that_comes_slowly_is_left_when_the_run_is_not_wanted_any_more(nothing_here: NothingHere) -> None:
+    nothing_here.server.blobs[BlobId("input-1")] = b"slow"
+    run = make_run(1, state=State.ADMITTED, input_blob=BlobId("input-1"))
+    nothing_here.unwanted.add(RUN)
+    with pytest.raises(RunClosed):
+        nothing_here.do("pull", run)
+    assert not nothing_here.ports.folders.has_input(RUN)

@@ -1,7 +1,8 @@
 """Trouble on demand, for tests of clients: which call goes wrong, how, and how often. Knows no routes."""
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 HTML = "<html><head><title>Bad</title></head><body>Something is wrong here.</body></html>"
 
@@ -22,6 +23,10 @@ class Fault:
     """Do everything, then close the connection instead of answering."""
     truncate: bool = False
     """Send half of the answer's body, then close the connection."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers of the answer with *status*."""
+    byte_seconds: float = 0.0
+    """Send the answer's body byte by byte, with so many seconds between them."""
 
 
 NO_FAULT = Fault()

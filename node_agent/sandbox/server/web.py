@@ -6,7 +6,7 @@ what routes do.
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -131,8 +131,12 @@ class WebApp:
             return None
         if fault.status:
             request.get_data()
-            return Response(fault.body, status=fault.status, content_type=fault.content_type)
+            spoilt = Response(fault.body, status=fault.status, content_type=fault.content_type)
+            spoilt.headers.extend(dict(fault.headers))
+            return _slowed(spoilt, fault.byte_seconds) if fault.byte_seconds else spoilt
         response = self._answer(request)
+        if fault.byte_seconds:
+            return _slowed(response, fault.byte_seconds)
         if fault.lose_answer:
             return None
         return _halved(response) if fault.truncate else response
@@ -203,6 +207,19 @@ def _response(answered: object) -> Response:
 
 def _json(content: object, status: HTTPStatus) -> Response:
     return Response(json.dumps(content), status=status, content_type="application/json")
+
+
+def _slowed(response: Response, seconds: float) -> Response:
+    body = response.get_data()
+
+    def drops() -> Iterator[bytes]:
+        for at in range(len(body)):
+            time.sleep(seconds)
+            yield body[at : at + 1]
+
+    slow = Response(drops(), status=response.status_code, content_type=response.content_type)
+    slow.headers["Content-Length"] = str(len(body))
+    return slow
 
 
 def _halved(response: Response) -> Response:

@@ -13,6 +13,7 @@ from node_agent.server.wire.credentials import (
     parse_tokens,
 )
 from node_agent.server.wire.events import (
+    is_about_this_node,
     log_event,
     parse_hint,
     parse_kill,
@@ -23,6 +24,7 @@ from node_agent.server.wire.identity import (
     parse_node,
     parse_organization_name,
     parse_public_key,
+    parse_version,
     public_key_body,
 )
 from node_agent.server.wire.runs import (
@@ -66,6 +68,7 @@ __all__ = [
     "final_body",
     "format_time",
     "has_blob_store",
+    "is_about_this_node",
     "is_told",
     "log_event",
     "login_body",
@@ -86,6 +89,7 @@ __all__ = [
     "parse_task",
     "parse_time",
     "parse_tokens",
+    "parse_version",
     "public_key_body",
     "refusal_body",
     "status_body",

@@ -41,6 +41,11 @@ def parse_hint(event: object) -> TaskHinted | None:
         return None
 
 
+def is_about_this_node(event: object, identity: NodeIdentity) -> bool:
+    """Tell whether a `node-online` or `node-offline` event names this node itself."""
+    return isinstance(event, dict) and event.get("id") == identity.node_id
+
+
 def parse_kill(event: object, identity: NodeIdentity) -> KillRequested | None:
     """Read a `kill_containers` event; None when it is not for this node or says nothing."""
     try:

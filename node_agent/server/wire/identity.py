@@ -9,12 +9,15 @@ from node_agent.domain.task import OrganizationId
 from node_agent.server.exchange import Reply
 from node_agent.server.wire.shapes import Id, Link, Name, Wire, json_body, shaped
 
+_ONLINE = "online"
+
 
 class _Node(Wire):
     id: Id
     name: Name
     organization: Link
     collaboration: Link
+    status: str | None = None
 
 
 class _Organization(Wire):
@@ -25,9 +28,18 @@ class _KeyHolder(Wire):
     public_key: Annotated[str, Field(max_length=65_536)] | None = None
 
 
+class _Version(Wire):
+    version: Annotated[str, Field(max_length=100)]
+
+
 class _Collaboration(Wire):
     name: Name
     encrypted: bool
+
+
+def parse_version(reply: Reply) -> str:
+    """Read which version of the protocol the server speaks."""
+    return shaped(_Version, reply.json(), reply.call).version
 
 
 def parse_node(reply: Reply) -> tuple[int, int]:
@@ -48,6 +60,7 @@ def parse_identity(*, node: Reply, organization: Reply, collaboration: Reply) ->
         collaboration_id=me.collaboration.id,
         collaboration_name=mine.name,
         encrypted=mine.encrypted,
+        seen_online=me.status == _ONLINE,
     )
 
 

@@ -95,6 +95,7 @@ class _Blob(Wire):
 class _RunState(Wire):
     id: Id
     status: str | None = None
+    started_at: str | None = None
     finished_at: str | None
 
 
@@ -124,6 +125,7 @@ class RunState:
     is_open: bool
     status: str
     finished_at: float | None
+    claimed_at: float | None = None
 
 
 def parse_page(reply: Reply, codec: PayloadCodec) -> Page:
@@ -252,6 +254,7 @@ def parse_run_state(reply: Reply) -> RunState:
         is_open=run.finished_at is None,
         status=run.status or "",
         finished_at=parse_time(run.finished_at),
+        claimed_at=parse_time(run.started_at),
     )
 
 
