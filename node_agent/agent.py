@@ -368,7 +368,10 @@ class Agent:
             return
         for overdue in self._phases.overdue(self._runs, self._room.bounds, now=now):
             log_of(overdue.run).warning(
-                "phase_too_long", phase=str(overdue.phase), limit=overdue.limit, trouble=overdue.trouble or None
+                "phase_too_long",
+                phase=str(overdue.phase),
+                limit=overdue.limit,
+                trouble=overdue.trouble or None,
             )
             try:
                 self._progress.end(overdue.run, overdue.outcome, overdue.reason)

@@ -121,7 +121,9 @@ def judge_disk(facts: FolderFacts, limits: LimitsSection) -> CheckResult:
     most = limits.concurrent_runs * (2 * limits.output_size + limits.tmp_size)
     free = f"{facts.free_bytes / _GIB:.1f} GiB free"
     if facts.free_bytes < limits.min_free_disk:
-        return _fail("disk", f"{free}, and {_no_run_begins(limits)}", f"Free some space where {facts.path} is.")
+        return _fail(
+            "disk", f"{free}, and {_no_run_begins(limits)}", f"Free some space where {facts.path} is."
+        )
     if facts.free_bytes < most:
         return _warning(
             "disk",
@@ -183,7 +185,9 @@ def _judge_capacity(facts: Mapping[str, Any], limits: LimitsSection) -> CheckRes
         )
     doubt = _memory_doubt(limits, memory)
     if doubt:
-        return _warning("capacity", doubt, "Lower limits.memory, limits.total_memory or limits.concurrent_runs.")
+        return _warning(
+            "capacity", doubt, "Lower limits.memory, limits.total_memory or limits.concurrent_runs."
+        )
     return _fine("capacity", f"{cores} CPUs and {memory / _GIB:.1f} GiB of memory are enough for the limits")
 
 

@@ -260,9 +260,10 @@ def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
 def prune(parts: "Parts", config: Path, *, as_json: bool, dry_run: bool) -> None:
     """Remove what may go.
 
-    Containers, networks, volumes and folders of this agent that belong to no open run, images it pulled that nobody used for
-    long (images.keep, images.disk_pressure), and runs that are long over (keep.runs). A running agent does it itself, now
-    and not only from time to time. Nothing without the agent's label is touched. Exit code 1 when something had to stay.
+    Containers, networks, volumes and folders of this agent that belong to no open run, images it pulled that nobody used
+    for long (images.keep, images.disk_pressure), and runs that are long over (keep.runs). A running agent does it itself,
+    now and not only from time to time. Nothing without the agent's label is touched. Exit code 1 when something had to
+    stay.
     """
     settings = parts.load_place(config)
     pruned = parts.would_go(settings) if dry_run else parts.prune(settings)

@@ -121,7 +121,7 @@ EVENTS: Mapping[str, str] = {
     "step_bug": "A step of a run failed because of a mistake of ours.",
     "step_postponed": "A step of a run could not be done now and is tried again.",
     "stop_asked": "Somebody asked the agent to end; `how` is stop, now or drain.",
-    "stray_removed": "A container, folder, network, volume or image went that nothing needs any more; `why` says the reason.",
+    "stray_removed": "A container, folder, network, volume or image went that nothing needs; `why` says the reason.",
     "stray_stays": "Something that may go could not be removed now; it is tried again.",
     "strays_removed": "Things of ours that nothing needs any more were removed: how many.",
     "sweep_bug": "Looking for strays failed because of a mistake of ours.",

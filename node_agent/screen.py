@@ -94,7 +94,9 @@ def with_queue(history: Iterable[Mapping[str, Any]], seen: _Seen) -> list[dict[s
     places = {run: place for place, run in enumerate(said.queue, start=1)} if current else {}
     why = said.waiting_for if current else "the agent is not running"
     return [
-        {**row, "place": places.get(row["run_id"]), "waiting_for": why} if row["state"] == "received" else {**row}
+        {**row, "place": places.get(row["run_id"]), "waiting_for": why}
+        if row["state"] == "received"
+        else {**row}
         for row in history
     ]
 

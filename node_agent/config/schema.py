@@ -218,7 +218,9 @@ def _word(item: Any) -> str:
 
 def _bounds_in_words(path: str, field: FieldInfo) -> str:
     """Say bounds that a schema cannot compare: `16MiB` is text."""
-    if not {parse_size, parse_duration, parse_percent} & {getattr(item, "func", None) for item in field.metadata}:
+    if not {parse_size, parse_duration, parse_percent} & {
+        getattr(item, "func", None) for item in field.metadata
+    }:
         return ""
     bounds = {_word(item): item for item in field.metadata}
     least, most = bounds.get("Ge"), bounds.get("Le")

@@ -113,7 +113,7 @@ def measure(*, rounds: int) -> list[Figures]:
 def _round(taking_part: Sequence[Contestant], title: str) -> Mapping[str, float]:
     seconds = {}
     for one in taking_part:
-        time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+        time.sleep(random.uniform(*PAUSE_SECONDS))
         seconds[one.name] = one.run()
     say(f"{title}: " + ", ".join(f"{one.title} {seconds[one.name]:.2f} s" for one in taking_part))
     return seconds

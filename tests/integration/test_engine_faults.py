@@ -17,13 +17,13 @@ from tests.lab.mortal_agents import MortalAgent
 from tests.lab.sandbox import SandboxLab
 from tests.lab.second_engine import SecondEngine, imported_image, second_engine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 LIMITS = {"concurrent_runs": 8, "cpus": 1, "memory": "64MiB", "tmp_size": "4MiB", "output_size": "256KiB"}
 LONG = 600.0
 ENDS_WHEN_ASKED = f"trap 'exit 143' TERM\n{ALGORITHM}".replace("\necho", " & wait $!\necho")
 """An engine that stops gives its containers ten seconds, which nobody wants to wait for."""
-WITHIN = 60
+WITHIN = 120
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,9 @@ def test_on_a_full_disk_nothing_is_lost_and_the_work_goes_on_when_there_is_space
         disk.free()
         agent.wait_for("disk_back", within=WITHIN)
         site.assert_all_end_well(agent, within=WITHIN)
-        told = [line["event"] for line in agent.log_lines() if line.get("event") in {"disk_lost", "disk_back"}]
+        told = [
+            line["event"] for line in agent.log_lines() if line.get("event") in {"disk_lost", "disk_back"}
+        ]
         assert told == ["disk_lost", "disk_back"]
         assert status_of(agent)["disk_problem"] == ""
 

@@ -32,7 +32,14 @@ OF_NO_RUN = (
 )
 """Where an agent dies before, or without saying, which run it is about."""
 
-NOT_EACH_TIME = ("GET /version", "GET /info", "GET /events", "mkdir answers", "folders.used_bytes")
+NOT_EACH_TIME = (
+    "GET /version",
+    "GET /info",
+    "GET /events",
+    "mkdir answers",
+    "folders.used_bytes",
+    "folders.report_size",
+)
 """What is asked once by a thread or a process, and what is only done when the algorithm is still at work."""
 
 LIMITS = {"concurrent_runs": 8, "cpus": 1, "memory": "64MiB", "tmp_size": "4MiB", "output_size": "256KiB"}

@@ -53,9 +53,9 @@ class Outside:
 @contextmanager
 def outside(names: Mapping[str, tuple[str, ...]]) -> Iterator[Outside]:
     """Make the place; *names* maps patterns of names to addresses, where `{}` is the place's own first one."""
-    number = f"{os.getpid() % 10000}{random.randrange(10)}"  # noqa: S311 - a name, not a secret
+    number = f"{os.getpid() % 10000}{random.randrange(10)}"
     space, here, there = f"lab-{number}", f"lo{number}h", f"lo{number}t"
-    net = f"198.51.100.{4 * random.randrange(1, 60)}"  # noqa: S311 - same
+    net = f"198.51.100.{4 * random.randrange(1, 60)}"
     first = int(net.rpartition(".")[2])
     near, place = (
         f"198.51.100.{first}",

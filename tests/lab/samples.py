@@ -23,7 +23,7 @@ def write_cohorts(folder: Path) -> dict[str, Path]:
 
 
 def _write_cohort(path: Path, hospital: str) -> Path:
-    dice = random.Random(f"cohort of {hospital}")  # noqa: S311 - made-up patients, not secrets
+    dice = random.Random(f"cohort of {hospital}")
     with path.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COHORT_COLUMNS)
@@ -40,7 +40,7 @@ def _trial_patient(dice: random.Random) -> tuple[str, str, int, float, int, int]
 
 
 def _write(path: Path, hospital: str, patients: int) -> Path:
-    dice = random.Random(hospital)  # noqa: S311 - made-up patients, not secrets
+    dice = random.Random(hospital)
     # Hospitals differ, so that the federated average is not the plain mean of three averages.
     typical_age = dice.uniform(45, 75)
     with path.open("w", newline="") as file:

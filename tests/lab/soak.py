@@ -80,7 +80,7 @@ class Soak:
         self._server = server
         self._agent = agent
         self._image = image
-        self._dice = random.Random(plan.seed)  # noqa: S311 - to be repeated, not to be secret
+        self._dice = random.Random(plan.seed)
         self._deaths = self._drawn()
         self.agent_kills = self.server_kills = 0
 

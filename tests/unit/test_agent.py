@@ -138,9 +138,7 @@ class FaultyJournal(SqliteJournal):
 class Bench:
     """One agent with everything around it under the test's control."""
 
-    def __init__(
-        self, state_dir: Path, *, concurrent_runs: int = 2, keep_runs: float = float("inf")
-    ) -> None:
+    def __init__(self, state_dir: Path, *, concurrent_runs: int = 2, keep_runs: float = float("inf")) -> None:
         self.state_dir = state_dir
         self.concurrent_runs = concurrent_runs
         self.keep_runs = keep_runs
@@ -881,7 +879,9 @@ def test_presence_is_shown_only_while_online(bench: Bench, logged: list[Any]) ->
     assert events(logged).count("server_offline") == 1
 
 
-def test_another_agent_with_the_same_key_is_a_problem_until_it_leaves(bench: Bench, logged: list[Any]) -> None:
+def test_another_agent_with_the_same_key_is_a_problem_until_it_leaves(
+    bench: Bench, logged: list[Any]
+) -> None:
     bench.tell(ServerOnline(), NodeCame(), NodeCame())
     assert "a key of its own" in bench.snapshot().company_problem
     pings = bench.channel.pings

@@ -75,7 +75,7 @@ def test_what_is_no_json_is_known_wherever_it_is_cut(text: str, size: int) -> No
 
 
 def test_damaged_json_is_judged_as_the_json_module_judges_it() -> None:
-    chance = random.Random(7)  # noqa: S311 - damage is no secret
+    chance = random.Random(7)
     text = json.dumps(
         {"method": "m", "kwargs": {"a": [1, -2.5e3, None, True], "é": 'x\\"\n\t🎉'}, "e": [[], {}]}
     )

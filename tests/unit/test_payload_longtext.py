@@ -106,7 +106,7 @@ def random_document(chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_tree_cut_anywhere_comes_back_as_the_json_module_reads_it(tmp_path, seed):
-    chance = random.Random(seed)  # noqa: S311 - the same each time
+    chance = random.Random(seed)
     document = random_document(chance)
     tree = spool_json(cut(document, chance), tmp_path, threshold=THRESHOLD, limit=len(document))
     assert in_memory(tree) == json.loads(document)
@@ -115,7 +115,7 @@ def test_any_tree_cut_anywhere_comes_back_as_the_json_module_reads_it(tmp_path, 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_was_read_is_written_as_the_same_json(tmp_path, seed):
-    chance = random.Random(seed)  # noqa: S311 - the same each time
+    chance = random.Random(seed)
     document = random_document(chance)
     tree = spool_json([document], tmp_path, threshold=THRESHOLD, limit=len(document))
     written = written_json(tree)
@@ -127,7 +127,7 @@ def test_what_was_read_is_written_as_the_same_json(tmp_path, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damaged_text_is_read_as_the_json_module_reads_it_or_refused_as_it_refuses(tmp_path, seed):
-    chance = random.Random(seed)  # noqa: S311 - the same each time
+    chance = random.Random(seed)
     for _ in range(20):
         document = bytearray(random_document(chance))
         for _ in range(chance.randint(1, 3)):

@@ -514,7 +514,14 @@ def test_result_and_log_are_on_the_disk_before_they_have_their_names(
         file.write(b"log")
     folders.capture_output(RUN, limit=LIMIT)
     folder = f"{RUN:09d}"
-    assert done == ["sync .log.new", "name log", f"sync {folder}", "sync output", "name result", f"sync {folder}"]
+    assert done == [
+        "sync .log.new",
+        "name log",
+        f"sync {folder}",
+        "sync output",
+        "name result",
+        f"sync {folder}",
+    ]
 
 
 def test_what_waits_to_be_reported_is_counted_in_bytes(folders: DiskRunFolders) -> None:

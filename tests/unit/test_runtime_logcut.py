@@ -37,7 +37,7 @@ def test_head_and_tail_are_kept_and_the_cut_says_how_much_is_missing(size: int) 
 
 
 def test_no_limit_is_ever_exceeded() -> None:
-    chance = random.Random(1)  # noqa: S311 - the same tries each time
+    chance = random.Random(1)
     for _ in range(300):
         limit, size, length = chance.randrange(400), chance.randrange(1, 300), chance.randrange(2000)
         content = bytes(chance.randrange(256) for _ in range(length))

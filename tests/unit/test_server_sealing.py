@@ -28,7 +28,12 @@ def server(script: Script, spool: Path | None = None) -> HttpServer:
 
 
 def organization(public_key: str) -> Reply:
-    return Reply(call="C", status=200, content_type="application/json", body=json.dumps({"name": "alpha", "public_key": public_key}).encode())
+    return Reply(
+        call="C",
+        status=200,
+        content_type="application/json",
+        body=json.dumps({"name": "alpha", "public_key": public_key}).encode(),
+    )
 
 
 def opened(text: str) -> bytes:
@@ -94,7 +99,13 @@ def test_a_run_without_result_needs_no_key() -> None:
 def page(*inputs: str) -> Reply:
     task = {"id": 7, "job_id": 5, "image": "i", "collaboration": {"id": 1}}
     runs = [{"id": 9 - number, "input": text, "task": task} for number, text in enumerate(inputs)]
-    return Reply(call="C", status=200, content_type="application/json", body=json.dumps({"data": runs}).encode(), total=len(runs))
+    return Reply(
+        call="C",
+        status=200,
+        content_type="application/json",
+        body=json.dumps({"data": runs}).encode(),
+        total=len(runs),
+    )
 
 
 def test_an_input_for_this_node_is_opened_and_another_says_so_when_it_is_read() -> None:

@@ -815,7 +815,9 @@ def test_a_run_that_failed_on_its_way_stores_nothing(nothing_here: NothingHere) 
     assert set(nothing_here.server.blobs) == {INPUT}
 
 
-def test_an_input_that_comes_slowly_is_left_when_the_run_is_not_wanted_any_more(nothing_here: NothingHere) -> None:
+def test_an_input_that_comes_slowly_is_left_when_the_run_is_not_wanted_any_more(
+    nothing_here: NothingHere,
+) -> None:
     nothing_here.server.blobs[BlobId("input-1")] = b"slow"
     run = make_run(1, state=State.ADMITTED, input_blob=BlobId("input-1"))
     nothing_here.unwanted.add(RUN)
