@@ -60,6 +60,7 @@ from node_agent.lister import Lister
 from node_agent.openings import gates_of
 from node_agent.payload.chunks import base64_length
 from node_agent.payload.keys import PrivateKey
+from node_agent.payload.sealing import EnvelopeSeal
 from node_agent.pool import StepPool
 from node_agent.proxy.app import ProxyApp
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer, Sealer
@@ -309,6 +310,7 @@ class Application:
             has_company=self._company.is_there,
             progress=_throttled_progress(self._post, self._clock),
             pulled=self._note_pull,
+            seal=None if self._key is None else EnvelopeSeal(self._server.keys.of),
         )
         self._pool = StepPool(ports=self._ports, post=self._post, threads=slots + SPARE_THREADS)
         self._lister = Lister(

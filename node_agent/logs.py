@@ -92,6 +92,7 @@ EVENTS: Mapping[str, str] = {
     "reload_refused": "The configuration that was read again has `faults`; the old settings stay.",
     "report_refused": "The server takes no final report for this run any more; the run is over.",
     "restart_needed": "After a reload: `settings` names what changed and counts only after a restart.",
+    "result_left_plain": "The disk has no room for the sealed form of a result: it lies plain here until it was sent.",
     "result_stored": "The result of a run lies in the server's blob store; `blob` names it. The report follows.",
     "run_advanced": "A run moved to its next state.",
     "run_allowed": "The policy allows the run, on the content that will run; `rule` is the one that decided.",

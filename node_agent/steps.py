@@ -33,7 +33,7 @@ from node_agent.domain.gpu import gets_gpus
 from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
 from node_agent.domain.mark import seconds_since
 from node_agent.domain.policy import matching_relaxation, parse_image
-from node_agent.domain.ports import Clock, Databases, FinalReport, Folders, RunFolders, Runtime, Server
+from node_agent.domain.ports import Clock, Databases, FinalReport, Folders, RunFolders, Runtime, Seal, Server
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.runcontext import LARGEST_INPUT, input_too_large, run_context
 from node_agent.domain.runlogs import LogMask, LogSharing
@@ -51,6 +51,7 @@ from node_agent.errors import (
 )
 from node_agent.inputs import ensure_input
 from node_agent.runlog import log_of
+from node_agent.sealing import learn_reader, seal_result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,8 @@ class Ports:
     """Whether another agent works with this node's API key."""
     pulled: Callable[[str, PinnedImage], None] = lambda _reference, _image: None
     """Told when a pull brought an image that was not on this machine before."""
+    seal: Seal | None = None
+    """None: the collaboration is not encrypted."""
 
 
 def admit(run: Run, ports: Ports) -> StepResult:
@@ -107,6 +110,8 @@ def admit(run: Run, ports: Ports) -> StepResult:
         raise InputUnreadable(run.fault)
     ports.admission.admit(run)
     ports.databases.choose(run.task.databases)
+    if ports.seal is not None:
+        learn_reader(run, seal=ports.seal, folders=ports.folders)
     taken = _take(run, ports)
     if isinstance(taken, Wait):
         return taken
@@ -337,9 +342,11 @@ def _capture_log(run: Run, ports: Ports) -> None:
 
 
 def filter_(run: Run, ports: Ports) -> StepResult:
-    """Say how the run ended, before anything leaves this machine."""
+    """Say how the run ended, and seal its result where that is wanted, before anything leaves this machine."""
     outcome = _outcome(run)
     facts = {"outcome": outcome, "reason": _reason(run, outcome, ports), "finished_at": ports.clock.now()}
+    if ports.seal is not None:
+        seal_result(run, seal=ports.seal, folders=ports.folders)
     return Advance(State.FINISHED, facts)
 
 
@@ -364,7 +371,8 @@ def _reason(run: Run, outcome: Outcome, ports: Ports) -> str:
         return ended + likely_limit(
             _end_of_log(run, ports), ports.settings.limits, free_disk=ports.folders.free_bytes()
         )
-    result = ports.folders.result_path(run.id)
+    # only what is not empty is ever sealed
+    result = ports.folders.sealed_path(run.id) or ports.folders.result_path(run.id)
     if result is None or result.stat().st_size == 0:
         return "The algorithm ended without an error but wrote no output."
     return ""
@@ -434,9 +442,11 @@ def report(run: Run, ports: Ports) -> StepResult:
     if run.outcome is Outcome.CLOSED:
         return Advance(State.REPORTED, {})
     finished_at = run.finished_at or ports.clock.now()
+    sealed = ports.folders.sealed_path(run.id) if run.outcome in _WITH_RESULT else None
     final = FinalReport(
         status=status_of(run),
-        result=_result(run, ports),
+        result=sealed or _plain_result(run, ports),
+        is_sealed=sealed is not None,
         stored_as=run.result_blob,
         log=_shared_log(run, ports),
         started_at=run.claimed_at or finished_at,
@@ -451,7 +461,7 @@ def report(run: Run, ports: Ports) -> StepResult:
     return Advance(State.REPORTED, {"announced": status_of(run)})
 
 
-def _result(run: Run, ports: Ports) -> Path | None:
+def _plain_result(run: Run, ports: Ports) -> Path | None:
     result = ports.folders.result_path(run.id) if run.outcome in _WITH_RESULT else None
     # the readers of a blob store take no blob for an empty result
     nothing = run.input_blob is not None and result is not None and result.stat().st_size == 0

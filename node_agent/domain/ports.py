@@ -73,6 +73,8 @@ class FinalReport:
     init_org_id: OrganizationId | None
     stored_as: BlobId | None = None
     """Where the result was stored; None: it goes with the message."""
+    is_sealed: bool = False
+    """The result is in the form in which it travels: it is sent as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,19 @@ class Server(Protocol):
 
     def store_url(self, store_id: int) -> str | None:
         """Look the address of an algorithm store up; None when the server has none or does not show it."""
+
+
+class Seal(Protocol):
+    """How results are closed for everybody but the organization that asked; only encrypted collaborations have one."""
+
+    def reader_key(self, reader: OrganizationId | None) -> str:
+        """Ask for the public key of who will read a result. Raises KeyMissing, ServerUnreachable, AccessDenied."""
+
+    def sealed(self, result: Path, key: str) -> Iterable[bytes]:
+        """Give a result as it travels within a report, piece by piece; asks nobody. Raises KeyMissing."""
+
+    def sealed_blob(self, result: Path, key: str) -> Iterable[bytes]:
+        """Give a result as it travels to the blob store, piece by piece; asks nobody. Raises KeyMissing."""
 
 
 class Stores(Protocol):
@@ -437,7 +452,22 @@ class RunFolders(Protocol):
         """Note how far the run's log was sent; of a run that is gone, nothing is kept."""
 
     def result_path(self, run_id: RunId) -> Path | None:
-        """Give the file with the captured result; None when there is none."""
+        """Give the file with the captured result; None when there is none, or only a sealed one."""
+
+    def keep_reader_key(self, run_id: RunId, key: str) -> None:
+        """Keep the public key of the organization that will read the result."""
+
+    def reader_key(self, run_id: RunId) -> str | None:
+        """Give the public key that was kept; None when there is none."""
+
+    def seal_result(self, run_id: RunId, sealed: Iterable[bytes]) -> None:
+        """Put the sealed result in place of the plain one; does nothing but remove the plain one when it is there already.
+
+        What *sealed* raises passes through, and the plain one stays then.
+        """
+
+    def sealed_path(self, run_id: RunId) -> Path | None:
+        """Give the file with the result in the form in which it travels; None when it was not sealed."""
 
     def remove(self, run_id: RunId) -> None:
         """Delete everything of the run; already gone is fine."""

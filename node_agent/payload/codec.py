@@ -87,7 +87,7 @@ class SealedCodec:
         """Seal a result for the organization that asked. Raises KeyMissing."""
         if content is None:  # nothing is no secret, and a run that failed must not need a key to say so
             return Literal(b"")
-        return Sealed(PlainFile(content), self._key_of(reader))
+        return Sealed(PlainFile(content), key_of_reader(reader, self._public_key_of))
 
     def decode_blob(self, content: Iterable[bytes]) -> Iterator[bytes]:
         """Give the bytes of an input that lies in the blob store. Raises InputUnreadable, also in the middle."""
@@ -96,12 +96,7 @@ class SealedCodec:
 
     def encode_blob(self, content: Path, *, reader: OrganizationId | None) -> Chunks:
         """Seal a result for the blob store. Raises KeyMissing."""
-        return SealedBlob(PlainFile(content), self._key_of(reader))
-
-    def _key_of(self, reader: OrganizationId | None) -> PublicKey:
-        if reader is None:
-            raise KeyMissing("The server does not say which organization may read the result of this run.")
-        return self._public_key_of(reader)
+        return SealedBlob(PlainFile(content), key_of_reader(reader, self._public_key_of))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -113,6 +108,13 @@ class SealedCodec:
                 hint=f"Inputs must be encrypted for this node's key, {self._key.public.fingerprint}: "
                 "let the client read the organization's public key from the server again, and send the task anew.",
             ) from error
+
+
+def key_of_reader(reader: OrganizationId | None, public_key_of: PublicKeyOf) -> PublicKey:
+    """Find the key to seal a result with. Raises KeyMissing."""
+    if reader is None:
+        raise KeyMissing("The server does not say which organization may read the result of this run.")
+    return public_key_of(reader)
 
 
 def opened_input(text: Chunks, key: PrivateKey) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from node_agent.domain.run import BlobId, RunId, Status
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import OrganizationId, Task, TaskId
 from node_agent.errors import KeyMissing, RunClosed, RunFailed, ServerUnreachable
-from node_agent.payload.chunks import Chunks, Literal, Sequence
+from node_agent.payload.chunks import Chunks, Literal, PlainFile, Sequence
 from node_agent.payload.codec import PayloadCodec, PlainCodec, SealedCodec
 from node_agent.payload.keys import PrivateKey
 from node_agent.server import wire
@@ -214,7 +214,7 @@ class HttpServer:
         if final.result is None:
             raise AssertionError("no result to store")
         try:
-            content = self._codec.encode_blob(final.result, reader=final.init_org_id)
+            content = self._stored_result(final, final.result)
         except KeyMissing as error:
             self._end_without_result(run_id, final, str(error))
         reply = self._blobs.store(content)
@@ -323,9 +323,16 @@ class HttpServer:
 
     # --- reports ---
 
+    def _stored_result(self, final: FinalReport, result: Path) -> Chunks:
+        if final.is_sealed:
+            return PlainFile(result)
+        return self._codec.encode_blob(result, reader=final.init_org_id)
+
     def _reported_result(self, final: FinalReport) -> Chunks:
         if final.stored_as is not None:
             return Literal(final.stored_as.encode())
+        if final.is_sealed and final.result is not None:
+            return PlainFile(final.result)
         return self._codec.encode_result(final.result, reader=final.init_org_id)
 
     def _arrived_before(self, run_id: RunId, final: FinalReport) -> bool:

@@ -6,6 +6,8 @@
             task-000000012/              input, output, token; owned by the container's user
         run_context.json                 only where the owner wants it; goes the way of the input
         result, log, log.final           what was taken over from the container
+        reader.pub                       only in encrypted collaborations: for whom the result is sealed
+        result.sealed                    takes the place of `result` there, while the report is owed
         log.live                         how far the log was sent while the run went on
     <state_dir>/jobs/7-2/                becomes /mnt/tmp for every run of job 7 of user 2
     <state_dir>/kept/000000012-<time>/   what is left of a reported run, only where the owner keeps it
@@ -112,8 +114,9 @@ class DiskRunFolders:
     def capture_output(self, run_id: RunId, *, limit: int) -> int:
         """Take the algorithm's output over as the result and give its size in bytes."""
         result = self._folder(run_id) / "result"
-        if result.exists():
-            return result.stat().st_size
+        for taken in (result, self._folder(run_id) / "result.sealed"):
+            if taken.exists():
+                return taken.stat().st_size
         with (
             disk_errors(),
             _opened_output(self._folder(run_id) / "mount", _task_name(run_id)) as (folder, output),
@@ -183,15 +186,46 @@ class DiskRunFolders:
             (self._folder(run_id) / "log.live").write_text(f"{mark.sent} {mark.since}\n")
 
     def result_path(self, run_id: RunId) -> Path | None:
-        """Give the file with the captured result; None when there is none."""
+        """Give the file with the captured result; None when there is none, or only a sealed one."""
         path = self._folder(run_id) / "result"
+        return path if path.exists() else None
+
+    def keep_reader_key(self, run_id: RunId, key: str) -> None:
+        """Keep the public key of the organization that will read the result."""
+        with disk_errors():
+            self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
+            _write(self._folder(run_id) / "reader.pub", key.encode())
+
+    def reader_key(self, run_id: RunId) -> str | None:
+        """Give the public key that was kept; None when there is none."""
+        try:
+            return (self._folder(run_id) / "reader.pub").read_text()
+        except FileNotFoundError:
+            return None
+
+    def seal_result(self, run_id: RunId, sealed: Iterable[bytes]) -> None:
+        """Put the sealed result in place of the plain one; does nothing but remove the plain one when it is there already.
+
+        What *sealed* raises passes through, and the plain one stays then.
+        """
+        folder = self._folder(run_id)
+        with disk_errors():
+            # it has its name only once it is complete and on the disk
+            if not (folder / "result.sealed").exists():
+                _write_pieces(folder / "result.sealed", sealed)
+            (folder / "result").unlink(missing_ok=True)
+            sync_folder(folder)
+
+    def sealed_path(self, run_id: RunId) -> Path | None:
+        """Give the file with the result in the form in which it travels; None when it was not sealed."""
+        path = self._folder(run_id) / "result.sealed"
         return path if path.exists() else None
 
     def report_size(self, run_id: RunId) -> int:
         """Say how many bytes of result and log wait here to be reported."""
-        # log.final is made from the log, and then holds all of it
-        sizes = {name: _size_of(self._folder(run_id) / name) for name in ("result", "log", "log.final")}
-        return sizes["result"] + max(sizes["log"], sizes["log.final"])
+        # each of the second ones is made from the first, and then holds all of it
+        pairs = (("result", "result.sealed"), ("log", "log.final"))
+        return sum(max(_size_of(self._folder(run_id) / name) for name in pair) for pair in pairs)
 
     def free_bytes(self) -> int:
         """Say how much may still be written."""

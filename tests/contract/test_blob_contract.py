@@ -154,6 +154,17 @@ def test_a_result_is_stored_and_then_reported_by_its_name(
     assert base64.b64decode(stage.blob(blob), validate=True) == content
 
 
+def test_a_result_that_was_sealed_before_is_stored_as_it_lies(
+    stage: BlobStage, agent: Agent, tmp_path: Path
+) -> None:
+    run_id, _ = listed(agent, stage.ask(base64.b64encode(b"{}")))
+    sealed = b"block$start$" + bytes(range(256)) * 1000
+    report = replace(final(result=write(tmp_path / "result.sealed", sealed)), is_sealed=True)
+    blob = insist(agent.server.store_result, run_id, report)
+    insist(agent.server.report, run_id, replace(report, stored_as=blob))
+    assert stage.blob(blob) == sealed
+
+
 def test_an_empty_result_stands_in_the_books_itself(stage: BlobStage, agent: Agent) -> None:
     run_id, _ = listed(agent, stage.ask(base64.b64encode(b"{}")))
     insist(agent.server.report, run_id, final())

@@ -13,6 +13,7 @@ from node_agent.domain.task import OrganizationId, TaskId
 from node_agent.errors import ConfigError, InputUnreadable
 from node_agent.payload.envelope import seal, unseal
 from node_agent.payload.keys import PrivateKey, PublicKey
+from node_agent.payload.sealing import EnvelopeSeal
 from node_agent.server.keys import KeyState, ensure_published
 from tests.contract.server_stage import AT, Agent, FakeStage, RealStage, Stage, agent_at, final, started
 from tests.doubles.fake_server import FakeServer
@@ -88,6 +89,22 @@ def test_a_run_is_read_with_this_nodes_key_and_answered_with_the_askers(
     found = stage.run(run_id)
     assert found["status"] == "completed"
     assert b"".join(unseal([found["result"].encode()], OWN)) == b"\x00\xff the answer"
+
+
+def test_a_result_that_was_sealed_before_arrives_as_it_was(
+    stage: Stage, agent: Agent, organization: OrganizationId, tmp_path: Path
+) -> None:
+    run_id = RunId(stage.create_task(sealed(b"{}")).run_ids[0])
+    agent.server.claim(run_id, at=AT)
+    seal = EnvelopeSeal(agent.server.keys.of)
+    (tmp_path / "result").write_bytes(b"\x00\xff the answer" * 10_000)
+    (tmp_path / "sealed").write_bytes(
+        b"".join(seal.sealed(tmp_path / "result", seal.reader_key(organization)))
+    )
+    agent.server.report(run_id, replace(final(result=tmp_path / "sealed"), is_sealed=True))
+    found = stage.run(run_id)
+    assert found["result"].encode() == (tmp_path / "sealed").read_bytes()
+    assert b"".join(unseal([found["result"].encode()], OWN)) == (tmp_path / "result").read_bytes()
 
 
 def test_a_run_for_another_key_fails_when_its_input_is_read_and_ends_without_a_key(

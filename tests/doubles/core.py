@@ -44,6 +44,7 @@ from node_agent.errors import (
     DatabaseMissing,
     ImageMissing,
     InputUnreadable,
+    KeyMissing,
     RegistryUnreachable,
     RunClosed,
 )
@@ -145,6 +146,7 @@ class Delivered:
     log: str
     started_at: float
     finished_at: float
+    is_sealed: bool = False
 
 
 @dataclass
@@ -252,6 +254,7 @@ class ServerBook:
                 log=final.log.read_text() if final.log else "",
                 started_at=final.started_at,
                 finished_at=final.finished_at,
+                is_sealed=final.is_sealed,
             )
         )
         entry.status = final.status
@@ -276,6 +279,27 @@ class ServerBook:
         if not self.is_open(run_id):
             raise RunClosed(f"Run {run_id} is closed.")
         return self.entries[run_id]
+
+
+class SealBook:
+    """The keys of readers, and a seal that everybody can read: it says whose key it was."""
+
+    def __init__(self) -> None:
+        self.keys: dict[OrganizationId | None, str] = {OrganizationId(3): "key-3"}
+        self.faults = Faults()
+
+    def reader_key(self, reader: OrganizationId | None) -> str:
+        self.faults.meet("reader_key")
+        if reader not in self.keys:
+            raise KeyMissing(f"Organization {reader} has no public key.")
+        return self.keys[reader]
+
+    def sealed(self, result: Path, key: str) -> Iterator[bytes]:
+        self.faults.meet("sealed")
+        yield from (f"sealed for {key}: ".encode(), result.read_bytes())
+
+    def sealed_blob(self, result: Path, key: str) -> Iterator[bytes]:
+        yield from (f"blob for {key}: ".encode(), result.read_bytes())
 
 
 class StoreBook:

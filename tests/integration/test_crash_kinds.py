@@ -168,7 +168,9 @@ def encrypted(bench: Bench) -> Node:
     # the plain run of this collaboration is a sealed one: there is nothing to compare it with
     sealed = replace(bench.plain, name="encrypted", key=key.public)
     places = node.undisturbed(sealed)
-    node.die_at(sealed, places[:: 1 if ALL_PLACES else 7])
+    sealing = [place for place in places if "folders.seal_result" in place[1]]
+    assert {"rename result.sealed", "remove result"} <= {name.rpartition(": ")[2] for _, name in sealing}
+    node.die_at(sealed, list(dict.fromkeys(places[:: 1 if ALL_PLACES else 7] + sealing)))
     return node
 
 

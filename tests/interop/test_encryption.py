@@ -238,6 +238,38 @@ def test_an_input_for_another_key_fails_with_a_text_that_helps(sealed: Sealed, k
     assert PrivateKey.load(keys["alpha"]).public.fingerprint in run["log"]
 
 
+WAITS_FOR_LEAVE = """
+while not os.path.exists("/mnt/tmp/leave"):
+    time.sleep(0.1)
+write("the " + "answer")
+"""
+
+
+def test_what_is_owed_while_the_server_is_away_lies_sealed_and_arrives_as_it_lay(
+    sealed: Sealed, keys: dict[str, Path]
+) -> None:
+    key, agent = PrivateKey.load(keys["alpha"]), sealed.agents["alpha"]
+    task = submit(
+        sealed, json.dumps({"method": "script", "kwargs": {"script": WAITS_FOR_LEAVE}}).encode(), key
+    )
+    run_id = task.reached("active")["id"]
+    folder = agent.state_dir / "runs" / f"{run_id:09d}"
+    sealed.server.stop()
+    try:
+        for job in (agent.state_dir / "jobs").iterdir():
+            (job / "leave").touch()
+        agent.wait_for("run_advanced", within=120, run_id=run_id, to="finished")
+        owed = (folder / "result.sealed").read_bytes()
+        left = sorted(file.name for file in folder.glob("result*"))
+    finally:
+        sealed.server.start()
+    assert left == ["result.sealed"]
+    assert b"".join(unseal([owed], key)) == b'"the answer"'
+    eventually(lambda: status_of(sealed, task.id) == "completed", within=120, what="the end of the task")
+    ((_, result),) = kept_by_server(sealed, "task_id = ?", task.id)
+    assert result.encode() == owed
+
+
 WRITES_MUCH = """
 piece = bytes(range(256)) * 4096
 with open(env("OUTPUT_FILE"), "wb") as output:

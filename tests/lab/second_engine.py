@@ -1,8 +1,9 @@
 """A Docker engine of a test's own, which may be stopped, killed and started again while others use the machine's.
 
-Owns its process and its folder. Must not know agents or algorithms. It touches nothing that two engines would share: it
-has no default bridge and no firewall rules, so that nothing is proven shut in on it. Its image is made of this machine's
-own shell and the programs a small algorithm needs.
+Owns its process, its folder and its bridge. Must not know agents or algorithms. It touches nothing that two engines would
+share: it has no firewall rules, so that nothing is proven shut in on it, and a bridge of its own. (An engine that is told
+to have none removes `docker0`, whosever it is.) Its image is made of this machine's own shell and the programs a small
+algorithm needs.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -37,6 +39,10 @@ class SecondEngine:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._bridge = f"ne-{secrets.token_hex(4)}"
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("address", "add", f"198.19.{secrets.randbelow(256)}.1/29", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
 
     @property
     def host(self) -> str:
@@ -65,7 +71,7 @@ class SecondEngine:
 
     def _options(self) -> list[str]:
         places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
-        kept_apart = ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+        kept_apart = [f"--bridge={self._bridge}", "--iptables=false", "--ip6tables=false"]
         return [f"--host={self.host}", *(f"--{k}={self._folder / v}" for k, v in places.items()), *kept_apart]
 
     def _answers(self) -> bool:
@@ -104,6 +110,7 @@ class SecondEngine:
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for place in sorted((m for m in mounts if m.startswith(inside)), reverse=True):
             subprocess.run(["umount", "--lazy", place], check=False)
+        _ip("link", "delete", self._bridge)
 
     def _log_tail(self) -> str:
         return (self._folder / "log").read_text(errors="replace")[-2000:]
@@ -142,6 +149,10 @@ def imported_image(client: docker.DockerClient, name: str, script: str) -> str:
         content.getvalue(), tag, "latest", changes=[f"ENTRYPOINT {json.dumps(['/bin/sh', '/script.sh'])}"]
     )
     return f"{tag}:latest"
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
 
 
 def _files() -> set[Path]:

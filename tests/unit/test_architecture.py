@@ -30,6 +30,7 @@ LOOP = {
     "progress",
     "runlog",
     "runtable",
+    "sealing",
     "sweep",
     "waiting",
 }

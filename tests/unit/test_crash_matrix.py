@@ -41,6 +41,7 @@ from tests.doubles.core import (
     Fuse,
     Fused,
     PowerCut,
+    SealBook,
     ServerBook,
     StoreBook,
     make_open_run,
@@ -79,6 +80,7 @@ class World:
         self.clock = ManualClock(wall_start=time.time())
         self.server = ServerBook()
         self.engine = EngineBook()
+        self.seal: SealBook | None = None
         self.life: Life | None = None
 
     def say(self, message: Message) -> None:
@@ -127,6 +129,7 @@ class Life:
             settings=SETTINGS,
             wanted=runs.is_wanted,
             progress=lambda *_: None,
+            seal=None if world.seal is None else Fused("seal", world.seal, fuse),
         )
         self._lister = Lister(
             server=server,
@@ -267,6 +270,13 @@ def in_the_blob_store(world: World) -> None:
     world.server.faults.plan("store_result", ServerUnreachable("away"), times=2)
 
 
+def encrypted(world: World) -> None:
+    """The result is sealed for organization 3, whose key the server has trouble to tell."""
+    world.seal = SealBook()
+    world.seal.faults.plan("reader_key", ServerUnreachable("away"), times=2)
+    world.server.faults.plan("report", ServerUnreachable("away"), times=2)
+
+
 def engine_away(world: World) -> None:
     world.engine.faults.plan("find_image", EngineUnreachable("away"), times=20)
 
@@ -295,6 +305,7 @@ STORIES = (
     Story("unreadable", Status.FAILED, prepare=unreadable, starts=(0,)),
     Story("cannot be started", Status.START_FAILED, prepare=start_refused, starts=(0,)),
     Story("in the blob store", Status.COMPLETED, prepare=in_the_blob_store),
+    Story("encrypted", Status.COMPLETED, prepare=encrypted),
     Story("trouble everywhere", Status.COMPLETED, prepare=trouble_everywhere),
     Story("waits for its subtask", Status.COMPLETED, outside=wait_for_the_subtask, runs=2),
     Story(
@@ -395,6 +406,24 @@ def test_the_result_and_the_log_survive_every_stop(quick_dir: Path) -> None:
         assert (report.result, report.log) == (b"42", "hello\n"), f"stopped at {place}"
 
 
+def test_wherever_the_world_stops_what_is_owed_lies_sealed_and_arrives_as_it_lay(quick_dir: Path) -> None:
+    (story,) = (story for story in STORIES if story.prepare is encrypted)
+    count = Fuse()
+    _lived(quick_dir, story, count)
+    assert {"after folders.keep_reader_key", "after folders.seal_result"} <= set(count.places)
+    for place, name in enumerate(count.places):
+        world = _stopped(quick_dir, story, Fuse(blows_at=place))
+        (run,) = read_history(world.state_dir, 1) or [{"state": "unknown"}]
+        owed = run["state"] == "finished" or name == "after folders.seal_result"
+        left = sorted(file.name for file in world.state_dir.glob("runs/*/result*"))
+        assert left == ["result.sealed"] if owed else left in ([], ["result"], ["result.sealed"]), name
+        _lived_on(world, story)
+        (report,) = world.server.entries[RUN].accepted
+        assert (report.result, report.is_sealed) == (b"sealed for key-3: 42", True), (
+            f"stopped at {place}: {name}"
+        )
+
+
 def test_a_result_is_stored_twice_only_when_nobody_could_know_that_it_was(quick_dir: Path) -> None:
     (story,) = (story for story in STORIES if story.prepare is in_the_blob_store)
     count = Fuse()
@@ -431,11 +460,19 @@ def test_a_kill_while_the_agent_is_down_is_found_by_absence(quick_dir: Path) -> 
 
 
 def _lived(folder: Path, story: Story, fuse: Fuse) -> World:
+    return _lived_on(_stopped(folder, story, fuse), story)
+
+
+def _stopped(folder: Path, story: Story, fuse: Fuse) -> World:
     world = World(Path(tempfile.mkdtemp(dir=folder)))
     world.server.add(make_open_run(1))
     story.prepare(world)
     with suppress(PowerCut):
         Life(world, fuse).live(story.outside)
+    return world
+
+
+def _lived_on(world: World, story: Story) -> World:
     story.outside(world)
     Life(world, Fuse()).live(story.outside)
     return world

@@ -158,6 +158,95 @@ def test_a_larger_output_is_refused_with_both_numbers(folders: DiskRunFolders) -
     assert folders.result_path(RUN) is None
 
 
+# --- sealed results -------------------------------------------------------------------------------------------
+
+
+def captured(folders: DiskRunFolders, content: bytes = b"42") -> None:
+    (task_of(prepare(folders)) / "output").write_bytes(content)
+    folders.capture_output(RUN, limit=LIMIT)
+
+
+def test_a_sealed_result_takes_the_place_of_the_plain_one(folders: DiskRunFolders) -> None:
+    captured(folders)
+    assert folders.sealed_path(RUN) is None
+    folders.seal_result(RUN, [b"sea", b"led"])
+    assert folders.result_path(RUN) is None
+    sealed = folders.sealed_path(RUN)
+    assert sealed is not None
+    assert sealed.read_bytes() == b"sealed"
+    assert mode_of(sealed) == 0o600
+
+
+def test_after_a_stop_between_the_two_results_the_plain_one_goes_and_nothing_is_sealed_again(
+    folders: DiskRunFolders, own_dir: Path
+) -> None:
+    captured(folders)
+    (own_dir / "runs" / "000000012" / "result.sealed").write_bytes(b"sealed")
+    folders.seal_result(RUN, [b"another"])
+    sealed = folders.sealed_path(RUN)
+    assert (folders.result_path(RUN), sealed and sealed.read_bytes()) == (None, b"sealed")
+    folders.seal_result(RUN, [b"another"])
+
+
+def test_half_of_a_sealed_result_does_not_count(folders: DiskRunFolders, own_dir: Path) -> None:
+    captured(folders)
+    (own_dir / "runs" / "000000012" / ".result.sealed.new").write_bytes(b"half of a longer one")
+    assert folders.sealed_path(RUN) is None
+    folders.seal_result(RUN, [b"sealed"])
+    sealed = folders.sealed_path(RUN)
+    assert sealed is not None
+    assert sealed.read_bytes() == b"sealed"
+
+
+def test_a_seal_that_breaks_off_leaves_the_plain_result(folders: DiskRunFolders, own_dir: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    captured(folders)
+    with pytest.raises(DiskFull):
+        folders.seal_result(RUN, broken())
+    assert folders.result_path(RUN) is not None
+    assert [file.name for file in (own_dir / "runs" / "000000012").glob("*result.sealed*")] == []
+
+
+def test_an_output_is_not_taken_over_again_once_it_was_sealed(folders: DiskRunFolders) -> None:
+    captured(folders)
+    folders.seal_result(RUN, [b"sealed"])
+    assert folders.capture_output(RUN, limit=LIMIT) == len(b"sealed")
+    assert folders.result_path(RUN) is None
+
+
+def test_the_plain_result_goes_only_when_the_sealed_one_is_on_the_disk(
+    folders: DiskRunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    unlink = Path.unlink
+
+    def sync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def remove(path: Path, missing_ok: bool = False) -> None:
+        done.append(f"remove {path.name}")
+        unlink(path, missing_ok=missing_ok)
+
+    captured(folders)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "unlink", remove)
+    folders.seal_result(RUN, [b"sealed"])
+    assert done == ["sync .result.sealed.new", "sync 000000012", "remove result", "sync 000000012"]
+
+
+def test_the_readers_key_is_kept_with_the_run(folders: DiskRunFolders) -> None:
+    assert folders.reader_key(RUN) is None
+    folders.keep_reader_key(RUN, "key")
+    folders.keep_reader_key(RUN, "newer key")
+    assert folders.reader_key(RUN) == "newer key"
+
+
+# --- what algorithms leave in place of an output --------------------------------------------------------------
+
+
 def nothing(task: Path, _: Path) -> None:
     (task / "output").unlink()
 
@@ -533,6 +622,8 @@ def test_what_waits_to_be_reported_is_counted_in_bytes(folders: DiskRunFolders) 
     assert folders.report_size(RUN) == len(b"resultlog")
     folders.final_log(RUN, "note")
     assert folders.report_size(RUN) == len(b"resultlog\nnote")
+    folders.seal_result(RUN, [b"result, sealed"])
+    assert folders.report_size(RUN) == len(b"result, sealedlog\nnote")
 
 
 def test_the_folders_know_how_much_may_still_be_written(folders: DiskRunFolders) -> None:

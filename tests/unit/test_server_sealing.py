@@ -36,6 +36,10 @@ def organization(public_key: str) -> Reply:
     )
 
 
+def answer(content: object) -> Reply:
+    return Reply(call="C", status=200, content_type="application/json", body=json.dumps(content).encode())
+
+
 def opened(text: str) -> bytes:
     return b"".join(unseal([text.encode()], KEY))
 
@@ -85,6 +89,26 @@ def test_the_key_is_read_again_after_a_report_that_was_refused(report: FinalRepo
         asking.report(RUN, report)
     asking.report(RUN, report)
     assert [call.path for call in script.calls].count("organization/3") == 2
+
+
+def test_a_result_that_was_sealed_before_is_sent_as_it_lies(report: FinalReport) -> None:
+    script = Script(said(200), said(200))
+    asking = server(script)
+    asking.report(RUN, replace(report, is_sealed=True))
+    asking.report(RUN, replace(report, is_sealed=True))
+    assert [call.path for call in script.calls] == ["run/9", "run/9"]
+    assert [body["result"] for body in script.bodies] == ["the answer"] * 2
+
+
+def test_a_result_that_was_sealed_before_is_stored_as_it_lies(report: FinalReport) -> None:
+    blob = "00000000-0000-4000-8000-000000000001"
+    script = Script(answer({"blob_store_enabled": True}), answer({"uuid": blob}))
+    assert server(script).store_result(RUN, replace(report, is_sealed=True)) == blob
+    assert [call.path for call in script.calls] == ["blobstream/status", "blobstream"]
+    body = script.calls[-1].body
+    assert body is not None
+    assert not isinstance(body, bytes)
+    assert b"".join(body) == b"the answer"
 
 
 def test_a_run_without_result_needs_no_key() -> None:
