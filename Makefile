@@ -11,7 +11,7 @@ SEED ?= 1
 PYTEST := $(OURS) -m pytest --randomly-seed=$(SEED)
 # Most tests wait for containers and servers, so two files at a time take little more than half as long.
 WORKERS ?= 2
-IN_PARALLEL := -n $(WORKERS) --dist loadfile
+IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-vantage6 test check fmt unit integration interop crash-matrix soak rootless bench same-results engine engine-stop install uninstall deb setup venv prepare clean

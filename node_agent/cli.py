@@ -6,6 +6,7 @@ one part, and shows what it gives. Parts are imported when they are called, so t
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -40,6 +41,8 @@ EXIT_OF: Final[tuple[tuple[type[NodeAgentError], int], ...]] = (
 )
 _PROGRESS_SECONDS: Final = 2.0
 _REPORTED: Final = frozenset({"reported", "removed"})
+_NOT_BEGUN: Final = "received"
+"""The state of a run that the agent knows of and has not claimed: to the server it is pending, as if nobody had seen it."""
 
 
 class _Digest(click.ParamType[str]):
@@ -211,7 +214,7 @@ def drain(parts: "Parts", config: Path) -> None:
 
     The agent accepts nothing new, finishes and reports what it has, and ends; this command waits for it.
     Ctrl-C stops the waiting, not the draining. Exit code 3 when no agent is running, 1 when it ended before
-    everything was reported.
+    everything it had begun was reported.
     """
     state_dir = parts.load_place(config).state_dir
     pid = parts.sight(state_dir).pid
@@ -231,21 +234,20 @@ def _wait_for_end(parts: "Parts", agent: "RunningAgent", state_dir: Path) -> Non
     last = ""
     while not agent.ended_within(_PROGRESS_SECONDS):
         said = parts.sight(state_dir).presence
-        line = "" if said is None else f"{said.working + said.waiting} runs to go, {said.owed} reports owed"
+        line = "" if said is None else f"{said.working} runs at work, {said.waiting} not begun, {said.owed} reports owed"
         if line != last:
             click.echo(line)
         last = line
 
 
 def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
-    left = [row for row in parts.history(state_dir, 1000) if row["state"] not in _REPORTED]
-    if not left:
-        click.echo("The agent has ended; everything is reported.")
-        return
-    click.echo(
-        f"The agent has ended, but {len(left)} runs are not reported; its next start goes on with them."
-    )
-    raise click.exceptions.Exit(EXIT_FAILING)
+    states = Counter(row["state"] for row in parts.history(state_dir, 1000))
+    if left := sum(number for state, number in states.items() if state not in _REPORTED | {_NOT_BEGUN}):
+        click.echo(f"The agent has ended, but {left} runs are not reported; its next start goes on with them.")
+        raise click.exceptions.Exit(EXIT_FAILING)
+    click.echo("The agent has ended; everything is reported.")
+    if states[_NOT_BEGUN]:
+        click.echo(f"Not begun, and waiting for the next start: {states[_NOT_BEGUN]}.")
 
 
 @commands.command(

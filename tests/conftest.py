@@ -12,6 +12,33 @@ import structlog
 from tests.doubles.clock import ManualClock
 
 NOBODY = 65534
+LONG_FILES = (
+    "test_crash_points",
+    "test_crash_kinds",
+    "test_package",
+    "test_service",
+    "test_state_dir",
+    "test_engine_faults",
+    "test_outages",
+    "test_two_agents",
+    "test_beginning",
+    "test_pruning",
+    "test_soak",
+    "test_idle",
+)
+"""Files that take a minute or more: begun first, so that no worker is left with one of them at the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first and quick ones last; within that, the order stays as it was shuffled."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.path.stem in LONG_FILES:
+        return LONG_FILES.index(item.path.stem)
+    return len(LONG_FILES) + (item.path.parent.name == "unit")
 
 
 @pytest.fixture(autouse=True)

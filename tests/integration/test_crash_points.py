@@ -80,7 +80,7 @@ def test_there_is_a_place_at_every_step_and_inside_of_it(places: Places) -> None
         "within server.report: PATCH /api/run/N",
         "before journal.update FINISHED to REPORTED",
         "within engine.remove: DELETE /containers/ID",
-        "before folders.remove",
+        "before folders.retire",
         "after journal.update REPORTED to REMOVED",
     }
 

@@ -33,6 +33,7 @@ OF_NO_RUN = (
 """Where an agent dies before, or without saying, which run it is about."""
 
 NOT_EACH_TIME = (
+    "GET /_ping",
     "GET /version",
     "GET /info",
     "GET /events",

@@ -375,7 +375,7 @@ def test_drain_asks_the_agent_and_waits_until_it_is_gone(capsys: pytest.CaptureF
     assert call("drain", **parts) == 0
     assert agent.asked == ["drain", "let go"]
     shown = capsys.readouterr().out
-    assert shown.count("3 runs to go, 0 reports owed") == 1
+    assert shown.count("2 runs at work, 1 not begun, 0 reports owed") == 1
     assert "everything is reported" in shown
 
 
@@ -393,6 +393,15 @@ def test_drain_never_signals_a_process_that_took_over_the_number() -> None:
 def test_drain_tells_when_the_agent_ended_too_early() -> None:
     parts = {"sight": giving(Sighting(pid=7, presence=None)), "agent": giving(FakeAgent(looks=0))}
     assert call("drain", history=giving([ROW]), **parts) == 1
+
+
+def test_what_came_during_a_drain_is_no_fault_of_it_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"sight": giving(Sighting(pid=7, presence=None)), "agent": giving(FakeAgent(looks=0))}
+    late = {**ROW, "status": "pending", "status_code": 1, "state": "received"}
+    assert call("drain", history=giving([late, {**ROW, "state": "removed"}]), **parts) == 0
+    shown = capsys.readouterr().out
+    assert "everything is reported" in shown
+    assert "Not begun, and waiting for the next start: 1." in shown
 
 
 # --- network ---------------------------------------------------------------------------------------------------
