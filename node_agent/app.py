@@ -206,6 +206,8 @@ class Application:
         self._key = own_key(settings)
         _prepare_state_dir(settings)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
+        with suppress(OSError):  # the journal says it when the disk is full already
+            self._presence.take_room()
         self._journal = SqliteJournal(settings.state_dir)
         stack.callback(self._journal.close)
         self._folders = DiskRunFolders(

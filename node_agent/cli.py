@@ -234,7 +234,11 @@ def _wait_for_end(parts: "Parts", agent: "RunningAgent", state_dir: Path) -> Non
     last = ""
     while not agent.ended_within(_PROGRESS_SECONDS):
         said = parts.sight(state_dir).presence
-        line = "" if said is None else f"{said.working} runs at work, {said.waiting} not begun, {said.owed} reports owed"
+        line = (
+            ""
+            if said is None
+            else f"{said.working} runs at work, {said.waiting} not begun, {said.owed} reports owed"
+        )
         if line != last:
             click.echo(line)
         last = line
@@ -243,7 +247,9 @@ def _wait_for_end(parts: "Parts", agent: "RunningAgent", state_dir: Path) -> Non
 def _say_what_is_left(parts: "Parts", state_dir: Path) -> None:
     states = Counter(row["state"] for row in parts.history(state_dir, 1000))
     if left := sum(number for state, number in states.items() if state not in _REPORTED | {_NOT_BEGUN}):
-        click.echo(f"The agent has ended, but {left} runs are not reported; its next start goes on with them.")
+        click.echo(
+            f"The agent has ended, but {left} runs are not reported; its next start goes on with them."
+        )
         raise click.exceptions.Exit(EXIT_FAILING)
     click.echo("The agent has ended; everything is reported.")
     if states[_NOT_BEGUN]:

@@ -4,9 +4,12 @@ The file is written over in place and never grows, so that it can be written als
 equal length, written in turns: whoever reads while one is written finds the other one whole.
 """
 
+import errno
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,20 +102,32 @@ class PresenceFile:
         self._path = state_dir / FILE_NAME
         self._line = 0
 
+    def take_room(self) -> None:
+        """Take all the space the file will ever need, and say nothing yet; raises OSError when there is none."""
+        with self._opened():
+            pass
+
     def write(self, presence: Presence) -> None:
         """Say how the agent is; raises OSError when the disk takes not even that."""
+        with self._opened() as descriptor:
+            os.pwrite(descriptor, _line_of(presence), self._line * LINE)
+        self._line = 1 - self._line
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(descriptor).st_size != 2 * LINE:
                 _make_room(descriptor)
-            os.pwrite(descriptor, _line_of(presence), self._line * LINE)
+            yield descriptor
         finally:
             os.close(descriptor)
-        self._line = 1 - self._line
 
 
 def _make_room(descriptor: int) -> None:
-    os.pwrite(descriptor, b"\n".rjust(LINE) * 2, 0)
+    if os.pwrite(descriptor, b"\n".rjust(LINE) * 2, 0) < 2 * LINE:
+        # as long as it is too short, room is made again; a longer file might have holes instead of room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, 2 * LINE)
 
 

@@ -184,9 +184,20 @@ def test_runs_that_end_with_their_engine_say_so_and_work_goes_on_after_it_is_bac
     place.assert_each_was_reported_and_started_once(*tasks, waiting)
 
 
-def test_algorithms_outlive_an_engine_with_live_restore(place: Place) -> None:
+@pytest.fixture
+def with_live_restore(place: Place) -> Iterator[None]:
+    """Let the engine leave its containers alone when it ends, for this test only."""
     place.engine.stop()
     place.engine.start("--live-restore")
+    try:
+        yield
+    finally:
+        place.engine.stop()
+        place.engine.start()
+
+
+@pytest.mark.usefixtures("with_live_restore")
+def test_algorithms_outlive_an_engine_with_live_restore(place: Place) -> None:
     eventually(lambda: not place.status()["engine_problem"], within=WITHIN, what="the engine to be back")
     ends_meanwhile, ends_later = place.working(0.5), place.working(6.0)
     place.engine.stop()

@@ -16,6 +16,8 @@ import pytest
 from node_agent.sandbox.researcher import Order, Researcher
 from node_agent.store.journal import FILE_NAME
 from node_agent.store.schema import MIGRATIONS
+from node_agent.store.soundness import read_only
+from tests.interop.stage import eventually
 from tests.lab.agents import AgentError, AgentProcess
 from tests.lab.counting import ENDED_RUNS, NOTE_REPORTS, counting_image, nothing_is_left, reckon
 from tests.lab.engine import EngineError, engine
@@ -50,10 +52,14 @@ class SmallDisk:
     def fill(self) -> None:
         """Take every byte that is left, and what the agent gives back when it rewrites its small files."""
         for _ in range(2):
-            with (self.folder / "ballast").open("ab", buffering=0) as ballast, contextlib.suppress(OSError):
-                while ballast.write(b"x" * PAGE):
-                    pass
+            self.fill_while_nobody_writes()
             time.sleep(REWRITTEN_SECONDS)
+
+    def fill_while_nobody_writes(self) -> None:
+        """Take every byte that is left."""
+        with (self.folder / "ballast").open("ab", buffering=0) as ballast, contextlib.suppress(OSError):
+            while ballast.write(b"x" * PAGE):
+                pass
 
     def free(self) -> None:
         """Give it back."""
@@ -113,6 +119,19 @@ def status_of(agent: AgentProcess) -> dict[str, Any]:
     return told
 
 
+def announced(agent: AgentProcess, run: int) -> str:
+    """Read what the journal holds to be the last status that the server was told."""
+    with contextlib.closing(read_only(agent.state_dir / FILE_NAME)) as journal:
+        (status,) = journal.execute("SELECT announced FROM run WHERE run_id = ?", (run,)).fetchone()
+        return str(status)
+
+
+def with_disk_problem(agent: AgentProcess) -> dict[str, Any] | None:
+    """Ask it too, and answer once it tells of its disk."""
+    told = status_of(agent)
+    return told if told.get("disk_problem") else None
+
+
 @pytest.fixture
 def disk(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
@@ -168,14 +187,16 @@ class Site:
         return [dict(row) for row in self.lab.server.database.rows(ENDED_RUNS, self.lab.node_ids["alpha"])]
 
     def send_and_see_at_work(self, agent: AgentProcess, *, seconds: float) -> int:
-        """Send a task and wait until its algorithm has written all that it will write to the disk."""
+        """Send a task and wait until it works, and neither it nor the agent has more to write for now."""
         run = self.send(seconds)
         output = agent.state_dir / "runs" / f"{run:09d}" / "mount" / f"task-{run:09d}" / "output"
         deadline = time.monotonic() + WITHIN
         while not (output.exists() and output.stat().st_size):
             assert time.monotonic() < deadline, agent.log_tail()
             time.sleep(0.05)
-        agent.wait_for("run_advanced", within=WITHIN, run_id=run, to="running")
+        eventually(
+            lambda: announced(agent, run) == "active", within=WITHIN, what="the run's start in the journal"
+        )
         return run
 
     def assert_all_end_well(self, agent: AgentProcess, *, within: float) -> None:
@@ -216,7 +237,8 @@ def test_on_a_full_disk_nothing_is_lost_and_the_work_goes_on_when_there_is_space
         said = agent.wait_for("disk_lost", within=WITHIN)
         assert "full" in said["reason"] or "No space left" in said["reason"]
         agent.wait_for("step_postponed", within=WITHIN, run_id=ends_meanwhile)
-        status = status_of(agent)
+        # the agent says how it is every second
+        status = eventually(lambda: with_disk_problem(agent), within=WITHIN, what="the disk to be told of")
         assert status["running"]
         assert not status["silent"]
         assert "full" in status["disk_problem"] or "No space left" in status["disk_problem"]
@@ -379,7 +401,7 @@ def test_on_a_disk_without_a_byte_left_the_agent_says_so_and_may_be_started_agai
 ) -> None:
     config = lonely.config_file.read_text().replace(str(lonely.state_dir), str(disk.folder))
     lonely.config_file.write_text(config)
-    disk.fill()
+    disk.fill_while_nobody_writes()
     lonely.launch()
     assert lonely.wait(WITHIN) == EXIT_LATER
     (last,) = [line for line in lonely.log_lines() if line.get("event") == "agent_ended"]

@@ -20,6 +20,7 @@ from typing import Any, Self
 import docker
 import yaml
 
+from tests.lab.engine import DEFAULT_HOST, client_of
 from tests.ports import free_port
 
 READY_SECONDS = 40
@@ -218,7 +219,7 @@ class AgentProcess:
 
     def engine(self) -> docker.DockerClient:
         """Return a new client of the engine this agent uses."""
-        return docker.DockerClient(base_url=self._docker_host) if self._docker_host else docker.from_env()
+        return client_of(self._docker_host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST)
 
     def clean_up(self) -> None:
         """Remove everything of this agent: containers, network, firewall rule, files."""

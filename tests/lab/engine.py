@@ -13,6 +13,7 @@ is stopped by the next user.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,7 +52,24 @@ class Engine:
 
     def client(self) -> docker.DockerClient:
         """Return a new client for this engine."""
-        return docker.DockerClient(base_url=self.docker_host)
+        return client_of(self.docker_host)
+
+
+def client_of(host: str, *, timeout: int = 60) -> docker.DockerClient:
+    """Return a new client. Raises DockerException when nobody listens, and leaves nothing open then."""
+    if host.startswith("unix://"):
+        _knock(host.removeprefix("unix://"))
+    return docker.DockerClient(base_url=host, timeout=timeout)
+
+
+def _knock(path: str) -> None:
+    # the library leaves open what it opened in vain, and whatever test runs next is blamed for it
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knocking:
+        knocking.settimeout(5)
+        try:
+            knocking.connect(path)
+        except OSError as error:
+            raise DockerException(f"no engine listens at {path}: {error}") from error
 
 
 @contextmanager
@@ -109,7 +127,7 @@ def _answering() -> Engine | None:
 
 def _answers(host: str) -> bool:
     try:
-        client = docker.DockerClient(base_url=host, timeout=5)
+        client = client_of(host, timeout=5)
     except DockerException:
         return False
     try:

@@ -56,6 +56,18 @@ def test_an_unreadable_sign_counts_as_none(tmp_path: Path, content: str) -> None
     assert presence.read(tmp_path).presence is None
 
 
+def test_room_is_taken_before_anything_is_said(tmp_path: Path) -> None:
+    file = PresenceFile(tmp_path)
+    file.take_room()
+    taken = (tmp_path / presence.FILE_NAME).stat()
+    assert presence.read(tmp_path).presence is None
+    file.write(SAID)
+    said = (tmp_path / presence.FILE_NAME).stat()
+    assert (said.st_size, said.st_blocks) == (taken.st_size, taken.st_blocks)
+    file.take_room()
+    assert presence.read(tmp_path).presence == SAID
+
+
 def test_the_sign_is_written_over_in_place_so_that_a_full_disk_takes_it(tmp_path: Path) -> None:
     file = PresenceFile(tmp_path)
     file.write(SAID)
