@@ -17,6 +17,7 @@ from node_agent.payload.sealing import EnvelopeSeal
 from node_agent.server.keys import KeyState, ensure_published
 from tests.contract.server_stage import AT, Agent, FakeStage, RealStage, Stage, agent_at, final, started
 from tests.doubles.fake_server import FakeServer
+from tests.doubles.foreign import for_somebody_else
 from tests.lab.sandbox import SandboxLab
 from tests.lab.vantage6 import RealServer
 
@@ -110,7 +111,8 @@ def test_a_result_that_was_sealed_before_arrives_as_it_was(
 def test_a_run_for_another_key_fails_when_its_input_is_read_and_ends_without_a_key(
     stage: Stage, agent: Agent, tmp_path: Path
 ) -> None:
-    created = stage.create_task(sealed(b"{}", OTHER.public))
+    foreign = for_somebody_else(lambda: sealed(b"{}", OTHER.public).encode(), unseal, OWN)
+    created = stage.create_task(foreign.decode())
     with closing(agent.server.open_runs(TaskId(created.task_id))) as listed:
         run = next(listed)
         assert run.fault == ""

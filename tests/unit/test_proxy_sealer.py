@@ -12,6 +12,7 @@ from node_agent.payload.envelope import seal, seal_blob, unseal, unseal_blob
 from node_agent.payload.keys import PrivateKey
 from node_agent.payload.longtext import spool_json
 from node_agent.proxy.sealer import MAX_ORGANIZATIONS, CannotSeal, EnvelopeSealer, PlainSealer
+from tests.doubles.foreign import for_somebody_else
 
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 MESSAGES = [
@@ -132,11 +133,12 @@ def test_a_result_that_is_sealed_for_this_node_is_read_in_base64(sealer, parse, 
 
 
 def test_on_a_page_each_result_is_looked_at_by_itself(sealer, parse):
+    foreign = for_somebody_else(lambda: sealed(b"c", OTHER).encode(), unseal, OWN)
     page = {
         "data": [
             answer(result=sealed(b"a" * 5000)),
             answer(result=sealed(b"b")),
-            answer(result=sealed(b"c", OTHER)),
+            answer(result=foreign.decode()),
             answer(result=None),
             answer(result=""),
             answer(result="nothing sealed" * 200),
@@ -191,7 +193,7 @@ def test_a_blob_without_a_key_to_seal_it_for_is_refused(sealer, header, said):
 
 
 def test_a_blob_for_somebody_else_passes_as_it_is(sealer):
-    body = Literal(b"".join(seal_blob([b"x"], OTHER.public)))
+    body = Literal(for_somebody_else(lambda: b"".join(seal_blob([b"x"], OTHER.public)), unseal_blob, OWN))
     assert sealer.open_blob(body) is body
 
 
