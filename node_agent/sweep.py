@@ -142,23 +142,6 @@ class Sweep:
             yield _leaving_image(leaving, images)
 
 
-def sweep(
-    *,
-    runtime: Runtime,
-    folders: RunFolders,
-    clock: Clock,
-    run_is_open: Callable[[RunId], bool],
-    job_is_open: Callable[[JobKey], bool],
-) -> int:
-    """Remove what belongs to no open run, and give its number. Raises EngineUnreachable, DiskFull."""
-    swept = Sweep(
-        runtime=runtime, folders=folders, clock=clock, run_is_open=run_is_open, job_is_open=job_is_open
-    ).do()
-    if swept.error is not None:
-        raise swept.error
-    return len(swept.removed)
-
-
 def _leaving_image(leaving: Leaving, images: Images) -> Stray:
     def remove() -> bool:
         removal = images.remains.remove_image(leaving.names, needed=lambda: images.is_needed(leaving.names))

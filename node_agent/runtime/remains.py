@@ -19,6 +19,7 @@ from node_agent.domain.keeping import DiskUse, PulledImage
 from node_agent.domain.policy import parse_image
 from node_agent.domain.ports import ImageRemoval, Leftover
 from node_agent.runtime.connection import EngineConnection
+from node_agent.runtime.host import host_of
 from node_agent.runtime.reading import seconds_of
 from node_agent.runtime.spec import LABEL_NAME, LABEL_PROBE
 
@@ -108,11 +109,8 @@ class EngineRemains:
 
     def disk(self) -> DiskUse | None:
         """Say how full the disk is that the engine keeps images on; None when that cannot be seen from here."""
-        if not self._connection.address.startswith(("unix://", "http+unix://")):
-            return None
-        with self._connection.client() as client:
-            root = str(client.info().get("DockerRootDir") or "")
-        return disk_of(Path(root)) if root else None
+        data_root = host_of(self._connection).data_root
+        return None if data_root is None else disk_of(data_root)
 
     def remove_image(self, names: Iterable[PulledImage], *, needed: Callable[[], bool]) -> ImageRemoval:
         """Take the names away that this agent gave one image, and with the last of all names the image."""

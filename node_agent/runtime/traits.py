@@ -18,10 +18,9 @@ _CONTROLLERS: Mapping[str, str] = {"memory": "memory", "cpu": "cpus", "pids": "p
 
 def traits_of(client: APIClient) -> EngineTraits:
     """Ask the engine what it can enforce."""
-    said = client.info()
     if podman.is_podman(client):
         return podman_traits(podman.host_of(client))
-    return docker_traits(said)
+    return docker_traits(client.info())
 
 
 def docker_traits(said: Mapping[str, Any]) -> EngineTraits:

@@ -55,7 +55,6 @@ REPORT_CONNECT_SECONDS = 30.0
 _TOKEN_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY})
 _GATEWAY = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-_LEAVE_ALONE = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _RUN_GONE = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _NOT_SHOWN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 _NO_SUCH_TASK = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
@@ -406,7 +405,7 @@ def _unexpected(reply: Reply) -> ServerUnreachable:
     text = f"{reply.call} was answered with {reply.status}: {reply.excerpt()}"
     if reply.is_good:
         text = f"{reply.call} was answered with a page that is not the server's ({reply.content_type or 'of no kind'})."
-    return ServerUnreachable(text, after=reply.pause if reply.status in _LEAVE_ALONE else 0.0)
+    return ServerUnreachable(text, after=reply.pause)
 
 
 def _climbs(path: str) -> bool:

@@ -46,6 +46,7 @@ SLOWEST = 16 * 1024
 """Bytes a second that a long answer must bring."""
 LONGEST_PAUSE = 120.0
 """Seconds; a server that asks to be left alone for longer (Retry-After) is asked earlier."""
+_FOR_NOW = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _CHUNK = 64 * 1024
 _SHOWN = 200
 
@@ -97,8 +98,8 @@ class Reply:
     """The body as JSON, its long strings in files, when it was asked for so."""
     total: int | None = None
     """How many elements the whole list has, when this is a page of one."""
-    pause: float = 0.0
-    """For how many seconds the server asks to be left alone."""
+    asked_pause: float = 0.0
+    """For how many seconds the answer asks to be left alone, whatever it is."""
 
     @property
     def is_good(self) -> bool:
@@ -109,6 +110,11 @@ class Reply:
     def is_json(self) -> bool:
         """Tell whether this is JSON, as it says itself: the login page of a network comes with 200, too."""
         return self.content_type.partition(";")[0].strip().lower() == "application/json"
+
+    @property
+    def pause(self) -> float:
+        """Say for how many seconds the server is to be left alone: only a refusal for now can ask for that."""
+        return self.asked_pause if self.status in _FOR_NOW else 0.0
 
     @property
     def message(self) -> str | None:
@@ -259,7 +265,7 @@ class Exchange:
             status=response.status_code,
             content_type=response.headers.get("Content-Type", ""),
             total=total,
-            pause=pause_asked(response.headers),
+            asked_pause=pause_asked(response.headers),
         )
         if _unwanted(call, response):
             return reply

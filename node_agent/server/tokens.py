@@ -130,7 +130,7 @@ class Tokens:
         if reply.status not in {HTTPStatus.OK, HTTPStatus.CREATED}:
             text = f"{reply.call} was answered with {reply.status}: {reply.excerpt()}"
             away = reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            raise ServerUnreachable(text, hint="" if away else _URL_HINT, after=_pause(reply))
+            raise ServerUnreachable(text, hint="" if away else _URL_HINT, after=reply.pause)
         access, refresh = wire.parse_tokens(reply)
         claims = wire.parse_claims(_claims_part(access))
         lifetime = float("inf") if claims.lifetime is None else max(claims.lifetime, 0.0)
@@ -143,11 +143,6 @@ class Tokens:
             renew_at=now + lifetime - min(RENEW_BEFORE, lifetime / 2),
             ends_at=now + lifetime,
         )
-
-
-def _pause(reply: Reply) -> float:
-    asks = reply.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-    return reply.pause if asks else 0.0
 
 
 def _is_final_refusal(reply: Reply) -> bool:

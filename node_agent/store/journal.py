@@ -103,8 +103,7 @@ class SqliteJournal:
     def load(self) -> list[Run]:
         """Give every run that is not REMOVED, oldest first."""
         with journal_errors(self._path):
-            rows = self._connection.execute("SELECT * FROM run WHERE state < 9 ORDER BY run_id")
-            return [_to_run(row) for row in rows]
+            return _open_runs(self._connection)
 
     def knows(self, run_id: RunId) -> bool:
         """Tell whether the run was ever received."""
@@ -185,7 +184,6 @@ def read_open_runs(state_dir: Path) -> list[Run]:
 
 
 def _open_runs(connection: sqlite3.Connection) -> list[Run]:
-    connection.row_factory = sqlite3.Row
     return [_to_run(row) for row in connection.execute("SELECT * FROM run WHERE state < 9 ORDER BY run_id")]
 
 
@@ -204,6 +202,7 @@ def _read(state_dir: Path, question: Callable[[sqlite3.Connection], Answer], *, 
     if not path.exists():
         return nothing
     with journal_errors(path), closing(read_only(path)) as connection:
+        connection.row_factory = sqlite3.Row
         return question(connection)
 
 
@@ -234,17 +233,13 @@ def _leave_behind(path: Path) -> None:
 
 def read_history(state_dir: Path, limit: int) -> list[dict[str, Any]]:
     """Read the newest *limit* runs, while an agent may be writing: one dictionary a run, times in epoch seconds."""
-    path = state_dir / FILE_NAME
-    if not path.exists():
-        return []
-    with journal_errors(path):
-        connection = read_only(path)
-        connection.row_factory = sqlite3.Row
-        try:
-            rows = connection.execute("SELECT * FROM run ORDER BY run_id DESC LIMIT ?", (limit,))
-            return [_to_summary(_to_run(row)) for row in rows]
-        finally:
-            connection.close()
+    newest: list[Run] = _read(state_dir, partial(_newest_runs, limit=limit), nothing=[])
+    return [_to_summary(run) for run in newest]
+
+
+def _newest_runs(connection: sqlite3.Connection, *, limit: int) -> list[Run]:
+    rows = connection.execute("SELECT * FROM run ORDER BY run_id DESC LIMIT ?", (limit,))
+    return [_to_run(row) for row in rows]
 
 
 def _to_summary(run: Run) -> dict[str, Any]:
@@ -277,10 +272,6 @@ def _to_row(run: Run) -> dict[str, Any]:
         "run_id": run.id,
         "task_id": run.task.id,
         "job_id": run.task.job_id,
-        "parent_id": run.task.parent_id,
-        "organization_id": run.task.init_org_id,
-        "user_id": run.task.init_user_id,
-        "databases": list(dict.fromkeys(request.label for request in run.task.databases)),
         "image": run.task.image,
         "task": json.dumps(asdict(run.task)),
         "received_at": run.received_at,
@@ -322,8 +313,8 @@ def _to_run(row: sqlite3.Row) -> Run:
         outcome=Outcome(row["outcome"]) if row["outcome"] else None,
         reason=row["reason"],
         fault=row["fault"],
-        input_blob=_blob(row, "input_blob"),
-        result_blob=_blob(row, "result_blob"),
+        input_blob=_blob(_known(row, "input_blob")),
+        result_blob=_blob(_known(row, "result_blob")),
         announced=Status(row["announced"]),
         claimed_at=row["claimed_at"],
         digest=row["digest"],
@@ -335,20 +326,18 @@ def _to_run(row: sqlite3.Row) -> Run:
         out_of_memory=bool(row["out_of_memory"]),
         has_subtasks=bool(row["has_subtasks"]),
         finished_at=row["finished_at"],
-        refusal=_text(row, "refusal"),
-        entered=Mark.parse(_text(row, "entered") or ""),
+        refusal=_known(row, "refusal") or "",
+        entered=Mark.parse(_known(row, "entered") or ""),
     )
 
 
-def _blob(row: sqlite3.Row, column: str) -> BlobId | None:
+def _known(row: sqlite3.Row, column: str) -> str | None:
     # who only reads may meet a journal that no agent of this version has opened yet
-    found = row[column] if column in row.keys() else None  # noqa: SIM118 - iterating a row gives its values
-    return None if found is None else BlobId(found)
+    return row[column] if column in row.keys() else None  # noqa: SIM118 - iterating a row gives its values
 
 
-def _text(row: sqlite3.Row, column: str) -> str:
-    # the same reader may meet the same journal
-    return row[column] if column in row.keys() else ""  # noqa: SIM118 - as above
+def _blob(stored: str | None) -> BlobId | None:
+    return None if stored is None else BlobId(stored)
 
 
 def _to_task(stored: dict[str, Any]) -> Task:

@@ -31,7 +31,7 @@ from node_agent.runtable import RunTable
 from node_agent.steps import Ports, StepSettings
 from node_agent.store.journal import SqliteJournal, read_history
 from node_agent.store.rundir import DiskRunFolders
-from node_agent.sweep import sweep
+from node_agent.sweep import Sweep
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import (
     ChannelBook,
@@ -175,18 +175,14 @@ class Life:
             self._journal.close()
 
     def _sweep(self, ports: Ports) -> None:
-        try:
-            removed = sweep(
-                runtime=ports.runtime,
-                folders=ports.folders,
-                clock=ports.clock,
-                run_is_open=self._runs.is_open,
-                job_is_open=self._runs.job_is_open,
-            )
-        except EngineUnreachable as error:
-            self.mailbox.put(SweepDone(0, error))
-        else:
-            self.mailbox.put(SweepDone(removed, None))
+        swept = Sweep(
+            runtime=ports.runtime,
+            folders=ports.folders,
+            clock=ports.clock,
+            run_is_open=self._runs.is_open,
+            job_is_open=self._runs.job_is_open,
+        ).do()
+        self.mailbox.put(SweepDone(len(swept.removed), swept.error))
 
 
 # --- stories --------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_the_login_page_of_a_network_is_not_taken_for_the_servers_consent() -> N
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_asks_to_be_left_alone_is_not_asked_twice(status: int) -> None:
-    script = Script(replace(said(status, "busy"), pause=20.0))
+    script = Script(replace(said(status, "busy"), asked_pause=20.0))
     with pytest.raises(ServerUnreachable) as caught:
         server(script).is_open(RUN)
     assert len(script.calls) == 1

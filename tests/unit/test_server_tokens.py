@@ -266,7 +266,7 @@ def test_a_login_page_of_a_network_is_no_refusal_of_the_key(desk: Desk) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_wants_no_logins_for_now_says_for_how_long(desk: Desk, status: int) -> None:
-    desk.server.answers["token/node"] = lambda: Reply(call="POST /token/node", status=status, pause=7.0)
+    desk.server.answers["token/node"] = lambda: Reply(call="POST /token/node", status=status, asked_pause=7.0)
     with pytest.raises(ServerUnreachable) as caught:
         desk.tokens.access_token()
     assert caught.value.after == 7.0
