@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from tests.doubles.clock import ManualClock
+from tests.parts import say_missing
 
 NOBODY = 65534
 LONG_FILES = (
@@ -87,9 +88,4 @@ def own_dir(request: pytest.FixtureRequest, quick_dir: Path) -> Iterator[Path]:
 def missing() -> Callable[[str], NoReturn]:
     """What a test says when the machine lacks what it needs: skipped here, a failure in CI."""
 
-    def say(what: str) -> NoReturn:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"missing in CI: {what}")
-        pytest.skip(f"missing: {what}")
-
-    return say
+    return say_missing

@@ -5,17 +5,13 @@ from typing import NoReturn
 import pytest
 
 from tests.integration.machine import EngineError, Machine, machine
+from tests.parts import or_missing
 
 
 @pytest.fixture(scope="session")
 def session_machine() -> Iterator[Machine]:
-    try:
-        with machine(f"it-{os.getpid()}") as made:
-            yield made
-    except EngineError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"missing in CI: {error}")
-        pytest.skip(f"missing: {error}")
+    with or_missing(EngineError), machine(f"it-{os.getpid()}") as made:
+        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ import pytest
 
 from tests.doubles.fake_server import FakeServer
 from tests.lab.agents import AgentProcess
-from tests.lab.engine import EngineError, engine
 from tests.lab.images import script_image
+from tests.parts import engine_client
 
 pytestmark = pytest.mark.engine
 
@@ -44,13 +43,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
+        client = stack.enter_context(engine_client())
         image = script_image(client, "counting", ALGORITHM)
         server = stack.enter_context(FakeServer())
         yield Site(

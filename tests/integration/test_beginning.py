@@ -24,8 +24,8 @@ from tests.doubles.fake_runtime import FakeNetwork
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentError, AgentProcess
 from tests.lab.counting import counting_image, nothing_is_left
-from tests.lab.engine import EngineError, engine
 from tests.lab.sandbox import SandboxLab
+from tests.parts import engine_client
 from tests.ports import free_port
 
 DISK = "24m"
@@ -99,13 +99,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoRe
 @pytest.fixture(scope="module")
 def site(disk: Path) -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
+        client = stack.enter_context(engine_client())
         image = counting_image(client)
         lab = stack.enter_context(SandboxLab(("alpha", "beta")))
         silent_port = free_port()

@@ -16,32 +16,20 @@ import docker
 import pytest
 
 from node_agent.payload.keys import PrivateKey, create_private_key
-from tests.lab.counting import ALGORITHM, counting_image
-from tests.lab.crash_points import ALL_PLACES, Kind, Node, beyond, counted
-from tests.lab.engine import EngineError, engine
+from tests.lab.counting import ALGORITHM, counted, counting_image
+from tests.lab.crash_points import ALL_PLACES, Kind, Node, beyond
 from tests.lab.images import script_image, shell_image
+from tests.lab.nesting import CALLS
 from tests.lab.registry import registry
 from tests.lab.sandbox import SandboxLab
+from tests.parts import engine_client
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(3600 if ALL_PLACES else 240)]
 
 FAILING = f"{ALGORITHM}exit 3\n"
 
-PARENT = """\
-import base64, http.client, json, os, time, urllib.request
-
-def env(name):
-    return base64.b32decode(os.environ[name].replace("!", "=")).decode()
-
-def once(method, path, body=None):
-    request = urllib.request.Request(
-        env("HOST") + ":" + env("PORT") + env("API_PATH") + path,
-        None if body is None else json.dumps(body).encode(),
-        {"Content-Type": "application/json", "Authorization": "Bearer " + open(env("TOKEN_FILE")).read()},
-        method=method,
-    )
-    return json.loads(urllib.request.urlopen(request, timeout=20).read())
-
+PARENT = f"""\
+{CALLS}
 def call(*words):
     # the proxy goes away with its agent
     give_up = time.monotonic() + 80
@@ -58,14 +46,7 @@ with open("/mnt/tmp/starts-" + folder, "a") as starts:
     starts.write("x")
 asked = json.load(open(env("INPUT_FILE")))["kwargs"]
 if asked["depth"]:
-    asked["depth"] -= 1
-    text = base64.b64encode(json.dumps({"method": "nest", "args": [], "kwargs": asked}).encode()).decode()
-    task = call("POST", "/task", {
-        "name": "nested", "image": asked["image"], "collaboration_id": asked["collaboration"], "databases": [],
-        "organizations": [{"id": asked["organization"], "input": text}],
-    })["id"]
-    while call("GET", "/task/%d/status" % task)["status"] not in ("completed", "failed", "crashed"):
-        time.sleep(0.1)
+    done_below(asked)
 json.dump("done", open(env("OUTPUT_FILE"), "w"))
 """
 """Asks for a subtask and waits for it, and does not mind that its agent dies meanwhile."""
@@ -91,13 +72,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
+        client = stack.enter_context(engine_client())
         plain = Kind(name="plain", image=counting_image(client))
         yield Bench(client, stack, plain, tmp_path_factory.mktemp("kinds"))
 

@@ -7,17 +7,16 @@ each place, and the process that takes it up dies there; while later lives go on
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.lab.counting import counting_image, reckon
-from tests.lab.crash_points import OF_NO_RUN, Kind, Node, counted
-from tests.lab.engine import EngineError, engine
+from tests.lab.counting import counted, counting_image, reckon
+from tests.lab.crash_points import OF_NO_RUN, Kind, Node
 from tests.lab.sandbox import SandboxLab
+from tests.parts import engine_client
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
 
@@ -30,13 +29,7 @@ Places = tuple[tuple[int, str], ...]
 @pytest.fixture(scope="module")
 def kind() -> Iterator[Kind]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
+        client = stack.enter_context(engine_client())
         yield Kind(name="plain", image=counting_image(client))
 
 

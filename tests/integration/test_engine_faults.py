@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,12 @@ import pytest
 
 from node_agent.sandbox.researcher import Order, Researcher, RunSeen
 from tests.interop.stage import eventually
-from tests.lab.counting import ALGORITHM, ENDED_RUNS, NOTE_REPORTS, nothing_is_left
+from tests.lab.counting import ALGORITHM, ENDED_RUNS, counted, nothing_is_left
 from tests.lab.engine import EngineError
 from tests.lab.mortal_agents import MortalAgent
 from tests.lab.sandbox import SandboxLab
 from tests.lab.second_engine import SecondEngine, imported_image, second_engine
+from tests.parts import or_missing
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
@@ -94,17 +94,11 @@ class Place:
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
-        try:
+        with or_missing(EngineError):
             engine = stack.enter_context(second_engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
         client = stack.enter_context(contextlib.closing(engine.client()))
         image = imported_image(client, "counting", ENDS_WHEN_ASKED)
-        lab = stack.enter_context(SandboxLab(("alpha",)))
-        for statement in NOTE_REPORTS:
-            lab.server.database.change(statement)
+        lab = counted(stack.enter_context(SandboxLab(("alpha",))))
         agent = stack.enter_context(
             MortalAgent(
                 server_url=lab.url,

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from tests.lab.agents import AgentProcess
 from tests.lab.engine import EngineError, engine
 from tests.lab.places import ROOT
 from tests.lab.sandbox import SandboxLab
+from tests.parts import or_missing
 
 pytestmark = pytest.mark.engine
 
@@ -28,12 +28,8 @@ GROWTH = 4 * MIB
 @pytest.fixture(scope="module")
 def lab() -> Iterator[SandboxLab]:
     with contextlib.ExitStack() as stack:
-        try:
+        with or_missing(EngineError):
             stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
         yield stack.enter_context(SandboxLab(("alpha",)))
 
 

@@ -1,7 +1,6 @@
 """A task whose algorithm asks for a task whose algorithm asks for a task: one slot is enough for all of them."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,47 +10,28 @@ from node_agent.sandbox.researcher import Order, Researcher
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
 from tests.lab.counting import nothing_is_left
-from tests.lab.engine import EngineError, engine
 from tests.lab.images import script_image
+from tests.lab.nesting import CALLS
 from tests.lab.sandbox import SandboxLab
+from tests.parts import engine_client
 
 pytestmark = pytest.mark.engine
 
 DEPTH = 3
 """Tasks below the first one."""
 
-ALGORITHM = """\
-import base64, json, os, time, urllib.request
-
-def env(name):
-    return base64.b32decode(os.environ[name].replace("!", "=")).decode()
-
-def call(method, path, body=None):
-    request = urllib.request.Request(
-        env("HOST") + ":" + env("PORT") + env("API_PATH") + path,
-        None if body is None else json.dumps(body).encode(),
-        {"Content-Type": "application/json", "Authorization": "Bearer " + open(env("TOKEN_FILE")).read()},
-        method=method,
-    )
-    return json.loads(urllib.request.urlopen(request, timeout=20).read())
-
+ALGORITHM = f"""\
+{CALLS}
+call = once
 with open("/mnt/tmp/starts", "a") as starts:
     starts.write("x")
 asked = json.load(open(env("INPUT_FILE")))["kwargs"]
-depth = asked["depth"]
 below = []
-if depth:
-    asked["depth"] = depth - 1
-    text = base64.b64encode(json.dumps({"method": "nest", "args": [], "kwargs": asked}).encode()).decode()
-    task = call("POST", "/task", {
-        "name": "nested", "image": asked["image"], "collaboration_id": asked["collaboration"], "databases": [],
-        "organizations": [{"id": asked["organization"], "input": text}],
-    })["id"]
-    while call("GET", "/task/%d/status" % task)["status"] not in ("completed", "failed", "crashed"):
-        time.sleep(0.1)
+if asked["depth"]:
+    task = done_below(asked)
     (found,) = call("GET", "/result?task_id=%d" % task)["data"]
     below = json.loads(base64.b64decode(found["result"]))
-json.dump([depth, *below], open(env("OUTPUT_FILE"), "w"))
+json.dump([asked["depth"], *below], open(env("OUTPUT_FILE"), "w"))
 """
 
 
@@ -65,13 +45,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
+        client = stack.enter_context(engine_client())
         lab = stack.enter_context(SandboxLab(("alpha",)))
         agent = AgentProcess(
             server_url=lab.url,

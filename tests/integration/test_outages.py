@@ -36,11 +36,12 @@ from node_agent.store import presence
 from node_agent.store.journal import read_history
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
-from tests.lab.counting import ENDED_RUNS, NOTE_REPORTS, STARTED_ONCE, counting_image, nothing_is_left
+from tests.lab.counting import ENDED_RUNS, STARTED_ONCE, counted, counting_image, nothing_is_left
 from tests.lab.engine import EngineError, engine
 from tests.lab.registry import registry
 from tests.lab.road import LOOPBACK, Road
 from tests.lab.sandbox import SandboxLab
+from tests.parts import or_missing
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -164,16 +165,10 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("outages")
     with contextlib.ExitStack() as stack:
-        try:
+        with or_missing(EngineError):
             found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
         client = stack.enter_context(contextlib.closing(found.client()))
-        lab = stack.enter_context(SandboxLab(("alpha",)))
-        for statement in NOTE_REPORTS:
-            lab.server.database.change(statement)
+        lab = counted(stack.enter_context(SandboxLab(("alpha",))))
         port = int(lab.root.rpartition(":")[2])
         certificates = Certificates(folder)
         server_road = stack.enter_context(Road((LOOPBACK, port)))

@@ -19,9 +19,9 @@ from tests.integration.machine import small_image
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
 from tests.lab.counting import nothing_is_left
-from tests.lab.engine import EngineError, engine
 from tests.lab.registry import Registry, registry
 from tests.lab.sandbox import SandboxLab
+from tests.parts import engine_client
 
 pytestmark = pytest.mark.engine
 
@@ -79,13 +79,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
+        client = stack.enter_context(engine_client())
         shop = stack.enter_context(registry())
         lab = stack.enter_context(SandboxLab(("alpha",)))
         agent = AgentProcess(

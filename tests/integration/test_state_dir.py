@@ -19,9 +19,9 @@ from node_agent.store.schema import MIGRATIONS
 from node_agent.store.soundness import read_only
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentError, AgentProcess
-from tests.lab.counting import ENDED_RUNS, NOTE_REPORTS, counting_image, nothing_is_left, reckon
-from tests.lab.engine import EngineError, engine
+from tests.lab.counting import ENDED_RUNS, counted, counting_image, nothing_is_left, reckon
 from tests.lab.sandbox import SandboxLab
+from tests.parts import engine_client
 
 EXIT_CONFIG = 78
 EXIT_LATER = 75
@@ -212,16 +212,8 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
-        client = stack.enter_context(contextlib.closing(found.client()))
-        lab = stack.enter_context(SandboxLab(("alpha",)))
-        for statement in NOTE_REPORTS:
-            lab.server.database.change(statement)
+        client = stack.enter_context(engine_client())
+        lab = counted(stack.enter_context(SandboxLab(("alpha",))))
         yield Site(lab, counting_image(client))
 
 

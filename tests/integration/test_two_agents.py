@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +9,10 @@ import pytest
 from node_agent.sandbox.researcher import Order, Researcher
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
-from tests.lab.counting import ENDED_RUNS, counting_image, left_in_engine, nothing_is_left
-from tests.lab.crash_points import counted
+from tests.lab.counting import ENDED_RUNS, counted, counting_image, left_in_engine, nothing_is_left
 from tests.lab.engine import EngineError, engine
 from tests.lab.sandbox import SandboxLab
+from tests.parts import or_missing
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
 
@@ -25,12 +24,8 @@ WITHIN = 90
 @pytest.fixture(scope="module")
 def stack() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
-        try:
+        with or_missing(EngineError):
             stack.enter_context(engine())
-        except EngineError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"missing in CI: {error}")
-            pytest.skip(f"missing: {error}")
         yield stack
 
 

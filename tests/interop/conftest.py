@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -6,18 +5,15 @@ import pytest
 
 from tests.interop.stage import NOT_HERE, Stage, eventually, stage
 from tests.lab.agents import AgentProcess
+from tests.parts import or_missing
 
 
 @pytest.fixture(scope="session")
 def real() -> Iterator[Stage]:
     """The real server, client and engine, for the whole session."""
-    try:
+    with or_missing(*NOT_HERE):
         set_up = stage()
         made = set_up.__enter__()
-    except NOT_HERE as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"missing in CI: {error}")
-        pytest.skip(f"missing: {error}")
     yield made
     set_up.__exit__(None, None, None)
 

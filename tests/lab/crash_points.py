@@ -14,7 +14,7 @@ from typing import Any
 from node_agent.payload.envelope import seal
 from node_agent.payload.keys import PublicKey
 from node_agent.sandbox.researcher import Order, Researcher
-from tests.lab.counting import ENDED_RUNS, NOTE_REPORTS, left_in_engine, nothing_is_left, run_folders
+from tests.lab.counting import ENDED_RUNS, left_in_engine, nothing_is_left, run_folders
 from tests.lab.mortal_agents import MortalAgent
 from tests.lab.sandbox import SandboxLab
 
@@ -206,10 +206,3 @@ def beyond(
     """Choose the places that the usual run does not come to, and every so manieth of the others."""
     shared = [place for place in places if place in usual]
     return [place for place in places if place not in usual] + shared[:: 1 if ALL_PLACES else every]
-
-
-def counted(lab: SandboxLab) -> SandboxLab:
-    """Let a server's books count the final reports they accept."""
-    for statement in NOTE_REPORTS:
-        lab.server.database.change(statement)
-    return lab
