@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from node_agent.availability import JOURNAL, Outside
+from node_agent.availability import Outside
 from node_agent.clocks import CautiousClock
 from node_agent.company import Company
-from node_agent.domain.keeping import PulledImage
 from node_agent.domain.messages import (
     ConfigurationRead,
     ContainerChanged,
@@ -44,7 +43,8 @@ from node_agent.domain.ports import Channel, Clock, Journal, LiveLogs, Renewal
 from node_agent.domain.run import Outcome, Run, RunId, State, Status
 from node_agent.domain.task import TaskId
 from node_agent.domain.turns import Bounds, Cause
-from node_agent.errors import DiskUnwritable, NodeAgentError, Transient
+from node_agent.errors import DiskUnwritable, Transient
+from node_agent.housekeeping import Housekeeping
 from node_agent.outbox import Outbox
 from node_agent.phases import PhaseWatch
 from node_agent.progress import Progress
@@ -67,7 +67,7 @@ HEARTBEAT_SECONDS = 300.0
 PRESENCE_SECONDS = 1.0
 LIVE_LOG_SECONDS = 1.0
 PLACES_SHOWN = 50
-LISTING, SWEEP = "listing", "sweep"  # who may miss the disk, besides runs and the journal
+LISTING = "listing"  # who may miss the disk, besides runs, the journal and the sweep
 GRACE_SECONDS = 10.0  # for steps in flight when the agent is asked to stop
 
 
@@ -165,16 +165,14 @@ class Agent:
             room=self._room,
             phases=self._phases,
         )
-        self._swept = False
-        self._sweeping = False
-        self._sweep_again = False
-        self._sweeps = 0
-        self._listed = False
-        self._pruning = False
-        self._ages = CautiousClock(clock)
-        self._unnoted: list[PulledImage] = []
-        self._keep_runs = keep_runs
-        self._journal = journal
+        self._tidying = Housekeeping(
+            progress=self._progress,
+            journal=journal,
+            outside=self._outside,
+            begin_sweep=hands.sweep,
+            ages=CautiousClock(clock),
+            keep_runs=keep_runs,
+        )
         self._stopping: StopKind | None = None
         self._stop_by = 0.0
         self._timetable = Timetable(
@@ -183,7 +181,7 @@ class Agent:
                 self._poll: POLL_SECONDS,
                 self._look_at_running: OBSERVE_SECONDS,
                 self._look_at_phases: PHASE_SECONDS,
-                self._sweep: SWEEP_SECONDS,
+                self._tidying.sweep: SWEEP_SECONDS,
                 self._prune: PRUNE_SECONDS,
                 self._heartbeat: HEARTBEAT_SECONDS,
                 self._show: PRESENCE_SECONDS,
@@ -207,8 +205,8 @@ class Agent:
             SubtaskCreated: self._on_subtask_created,
             PullProgressed: self._on_pull_progressed,
             StepDone: self._progress.step_done,
-            ImagePulled: self._on_image_pulled,
-            SweepDone: self._on_sweep_done,
+            ImagePulled: self._tidying.image_pulled,
+            SweepDone: self._tidying.sweep_done,
             PruneAsked: self._on_prune_asked,
             NodeFactsReady: self._on_node_facts_ready,
             StopAsked: self._on_stop_asked,
@@ -301,12 +299,12 @@ class Agent:
 
     def _on_runs_listed(self, message: RunsListed) -> None:
         self._progress.server_answered()
+        is_first = not self._progress.was_listed
         self._progress.take_in_list(message)
-        if message.complete and not self._swept:
-            self._sweep()
-        if message.complete and not self._listed:
-            self._listed = True
-            self._prune()
+        if message.complete:
+            self._tidying.sweep_once()
+            if is_first:
+                self._prune()
 
     def _on_listing_failed(self, message: ListingFailed) -> None:
         self._outside.trouble(message.error, of=LISTING)
@@ -395,64 +393,14 @@ class Agent:
             self._channel.tell_log(spoken_of[piece.run_id], piece)
             self._progress.hold_report(piece.run_id)
 
-    def _sweep(self) -> None:
-        self._swept = True
-        if self._sweeping:
-            return
-        self._sweeping = True
-        self._hands.sweep()
-
     def _on_prune_asked(self, _: PruneAsked) -> None:
-        """Look for strays now; a search under way may have passed by what is meant, so another one follows."""
-        self._sweep_again = self._sweeping
-        self._sweep()
+        self._tidying.sweep_anew()
         self._prune()
 
     def _prune(self) -> None:
-        """Forget some of the runs that are long over; the rest a moment later, so that nothing waits for long."""
-        self._pruning = False
-        try:
-            self._note_images()
-            pruned = self._progress.prune(before=self._ages.now() - self._keep_runs)
-        except Transient as error:
-            self._outside.trouble(error)
-            return
-        self._progress.disk_served(JOURNAL)
-        if pruned:
-            self._pruning = True
-            log.info("journal_pruned", runs=pruned)
+        """Have the journal forget old runs, a few at once, so that nothing waits for long."""
+        if self._tidying.prune():
             self._timetable.hasten(self._prune, to=self._clock.monotonic() + PRUNE_PAUSE_SECONDS)
-
-    def _on_image_pulled(self, message: ImagePulled) -> None:
-        self._unnoted.append(message.image)
-        self._note_images()
-
-    def _note_images(self) -> None:
-        """Write down which images came by us; what the disk has no room for is tried again before the next sweep."""
-        while self._unnoted:
-            self._journal.note_image(self._unnoted[0])
-            self._unnoted.pop(0)
-
-    def _on_sweep_done(self, message: SweepDone) -> None:
-        self._sweeping = False
-        self._sweeps += 1
-        if message.left_images:
-            self._journal.forget_images(message.left_images)
-        self._say_swept(message)
-        if self._sweep_again:
-            self._sweep_again = False
-            self._sweep()
-
-    def _say_swept(self, message: SweepDone) -> None:
-        if not isinstance(message.error, DiskUnwritable):
-            self._progress.disk_served(SWEEP)
-        if isinstance(message.error, NodeAgentError):
-            self._outside.trouble(message.error, of=SWEEP)
-            self._swept = False
-        elif message.error is not None:
-            log.error("sweep_bug", exc_info=message.error)
-        elif message.removed:
-            log.info("strays_removed", count=message.removed)
 
     def _on_node_facts_ready(self, message: NodeFactsReady) -> None:
         changed, self._node_facts = message.facts != self._node_facts, message.facts
@@ -504,8 +452,8 @@ class Agent:
             next_report_at=self._progress.next_report_at(),
             finished=self._progress.ended,
             draining=self._stopping is StopKind.DRAIN,
-            sweeping=self._sweeping or self._pruning,
-            sweeps=self._sweeps,
+            sweeping=self._tidying.is_busy,
+            sweeps=self._tidying.sweeps,
             waiting_for=self._room.reason,
             queue=self._room.places(PLACES_SHOWN) if waiting else (),
         )

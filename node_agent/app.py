@@ -9,7 +9,6 @@ import queue
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
@@ -24,7 +23,7 @@ from node_agent import __version__, service
 from node_agent.admission import Admission
 from node_agent.agent import HEARTBEAT_SECONDS, Agent, Hands, Snapshot
 from node_agent.availability import engine_availability, server_availability
-from node_agent.clocks import CautiousClock
+from node_agent.clocks import CautiousClock, SystemClock
 from node_agent.company import Company
 from node_agent.config import Reread, Settings
 from node_agent.databases.access import fault_of, this_agent
@@ -32,7 +31,6 @@ from node_agent.databases.catalog import Catalog
 from node_agent.databases.probe import node_facts, read_columns
 from node_agent.domain.container import PinnedImage, PullProgress
 from node_agent.domain.keeping import PulledImage
-from node_agent.domain.mark import Mark
 from node_agent.domain.messages import (
     ConfigurationRead,
     ContainerChanged,
@@ -101,33 +99,8 @@ SPACE_SECONDS = 2.0
 LATE_FAREWELL_SECONDS = 1.5
 LAST_PAUSE_SECONDS = 3.0
 """So soon is tried again, before the start, what does not work yet."""
-BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 _AVAILABILITY = {"server": server_availability, "engine": engine_availability}
-
-
-class SystemClock:
-    """The machine's time."""
-
-    def __init__(self, boot_file: Path = BOOT_FILE) -> None:
-        try:
-            self._boot = boot_file.read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            self._boot = ""
-        # without it no later process can count on: better to count anew than from another start of the machine
-        self._boot = self._boot or uuid.uuid4().hex
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
-
-    def mark(self) -> Mark:
-        """Give this moment, for a later process to count from."""
-        return Mark(self._boot, time.monotonic())
 
 
 class Stopped(Exception):

@@ -126,18 +126,18 @@ def replace_key(settings: Settings) -> "Upload":
 
 def would_go(settings: Settings) -> "Pruned":
     """Say what would go now."""
-    from node_agent import app, pruning
+    from node_agent import clocks, pruning
 
     _quiet()
-    return pruning.would_go(settings, app.SystemClock())
+    return pruning.would_go(settings, clocks.SystemClock())
 
 
 def prune(settings: Settings) -> "Pruned":
     """Remove what may go, or have the running agent do it."""
-    from node_agent import app, pruning
+    from node_agent import clocks, pruning
 
     _quiet()
-    return pruning.prune(settings, app.SystemClock())
+    return pruning.prune(settings, clocks.SystemClock())
 
 
 # --- network ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """How runs move: which step is next, what came of the last one, when to look again.
 
-Everything here happens in the control thread and waits for nothing. Only here is the journal written.
+Everything here happens in the control thread and waits for nothing. Only here are runs written down in the journal.
 """
 
 from collections.abc import Callable, Collection, Hashable
@@ -312,6 +312,11 @@ class Progress:
         for run in self._runs:
             if condition(run):
                 self.make_due(run.id)
+
+    @property
+    def was_listed(self) -> bool:
+        """Tell whether the server has told all its open runs since the start."""
+        return self._listed is not None
 
     def prune(self, *, before: float) -> int:
         """Have the journal forget runs that were over before that time, and say how many it forgot.

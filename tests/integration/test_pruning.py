@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from docker.errors import ImageNotFound, NotFound
 
-from node_agent.app import SystemClock
+from node_agent.clocks import SystemClock
 from node_agent.config import ServerSettings, Settings
 from node_agent.domain.container import PinnedImage
 from node_agent.domain.keeping import ImageKeeping, PulledImage

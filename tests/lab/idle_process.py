@@ -16,7 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from node_agent import lean, logs
-from node_agent.app import Application, Mailbox, SystemClock
+from node_agent.app import Application, Mailbox
+from node_agent.clocks import SystemClock
 from node_agent.config import load
 from node_agent.domain.messages import Message, StopAsked, StopKind
 

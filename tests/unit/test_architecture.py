@@ -22,6 +22,7 @@ LOOP = {
     "availability",
     "clocks",
     "company",
+    "housekeeping",
     "inputs",
     "outbox",
     "timetable",

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.app import SystemClock
-from node_agent.clocks import CautiousClock
+from node_agent.clocks import CautiousClock, SystemClock
 from node_agent.domain.mark import Mark, seconds_since
 from tests.doubles.clock import ManualClock
 
