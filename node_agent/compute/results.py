@@ -1,0 +1,245 @@
+"""What ended jobs leave: their output files and logs, numbered, until they are deleted.
+
+    <state_dir>/compute/<job id>/         one job; 0700, the agent's
+        files.json                        what lies here, in the order of its index
+        0, 1, 2 …                         the files themselves
+
+Outputs are untrusted: links, devices and sockets are left out, names are bounded and shown harmless, nested folders go
+into one archive. Publishing builds a folder aside and renames it, so that it may be repeated after a crash.
+"""
+
+import json
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import copyfileobj, rmtree
+from typing import BinaryIO
+
+from node_agent.compute.ledger import ComputeJobId
+from node_agent.errors import DiskFull, OutputTooLarge
+
+ARCHIVE = "outputs.tar"
+LOG = "algorithm.log"
+MAX_FILES = 1000
+MAX_ENTRIES = 100_000
+_DEEPEST = 50
+_HARMLESS = re.compile(r"[^A-Za-z0-9 ._+=@,()\[\]-]")
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultFile:
+    """One file a consumer may fetch."""
+
+    index: int
+    filename: str
+    filesize: int
+    type: str
+    """`output`, or `algorithmLog`."""
+
+
+class ResultStore:
+    """The files of all ended jobs of one agent."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._root = state_dir / "compute"
+        self._root.mkdir(mode=0o700, exist_ok=True)
+
+    def publish(
+        self,
+        job_id: ComputeJobId,
+        *,
+        outputs: Path | None,
+        result: Path | None,
+        log: Path | None,
+        limit: int,
+    ) -> tuple[ResultFile, ...]:
+        """Keep what a job left; done already is fine. Raises OutputTooLarge, DiskFull.
+
+        *outputs* is the folder an algorithm filled, *result* its one output file: of the two contracts, one has each.
+        """
+        final = self._root / job_id
+        if not final.exists():
+            aside = self._root / f"{job_id}.new"
+            with _disk_errors():
+                rmtree(aside, ignore_errors=True)
+                aside.mkdir(mode=0o700)
+                _fill(aside, outputs=outputs, result=result, log=log, limit=limit)
+                aside.rename(final)
+                _sync_folder(self._root)
+        return self.files(job_id)
+
+    def files(self, job_id: ComputeJobId) -> tuple[ResultFile, ...]:
+        """List what there is of a job, by index."""
+        try:
+            listed = json.loads((self._root / job_id / "files.json").read_text())
+        except FileNotFoundError:
+            return ()
+        return tuple(ResultFile(**entry) for entry in listed)
+
+    def path(self, job_id: ComputeJobId, index: int) -> Path:
+        """Say where the file number *index* lies."""
+        return self._root / job_id / str(index)
+
+    def remove(self, job_id: ComputeJobId) -> None:
+        """Delete everything of a job; already gone is fine."""
+        rmtree(self._root / job_id, ignore_errors=True)
+        rmtree(self._root / f"{job_id}.new", ignore_errors=True)
+
+
+def _fill(folder: Path, *, outputs: Path | None, result: Path | None, log: Path | None, limit: int) -> None:
+    found = list(_outputs_into(folder, outputs, limit=limit)) if outputs is not None else []
+    if result is not None:
+        found.append(_copied(folder, len(found), result, name="result.json", kind="output"))
+    if log is not None:
+        found.append(_copied(folder, len(found), log, name=LOG, kind="algorithmLog"))
+    with (folder / "files.json").open("w") as listing:
+        json.dump([asdict(entry) for entry in found], listing)
+        listing.flush()
+        os.fsync(listing.fileno())
+    _sync_folder(folder)
+
+
+def _copied(folder: Path, index: int, source: Path, *, name: str, kind: str) -> ResultFile:
+    with source.open("rb") as content, (folder / str(index)).open("wb") as target:
+        copyfileobj(content, target)
+        target.flush()
+        os.fsync(target.fileno())
+        return ResultFile(index=index, filename=name, filesize=target.tell(), type=kind)
+
+
+# --- what an algorithm left -------------------------------------------------------------------------------------
+
+
+def _outputs_into(folder: Path, outputs: Path, *, limit: int) -> Iterator[ResultFile]:
+    """Take the ordinary files over, sorted by name, and everything in folders as one archive."""
+    budget = _Budget(limit)
+    with _folder(outputs) as opened:
+        entries = sorted(os.listdir(opened), key=os.fsencode)
+        files = [name for name in entries if _kind(name, opened) == stat.S_IFREG]
+        folders = [name for name in entries if _kind(name, opened) == stat.S_IFDIR]
+        if len(files) > MAX_FILES:
+            files, folders = [], entries
+        index = 0
+        for name in files:
+            yield _taken(folder, index, name, opened, budget)
+            index += 1
+        if folders:
+            yield _archived(folder, index, folders, opened, budget)
+
+
+class _Budget:
+    """How much a job's outputs may still have, in bytes and in entries."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes_left = limit
+        self._entries_left = MAX_ENTRIES
+
+    def take(self, size: int) -> None:
+        """Count one entry. Raises OutputTooLarge."""
+        self._bytes_left -= size
+        self._entries_left -= 1
+        if self._bytes_left < 0 or self._entries_left < 0:
+            raise OutputTooLarge(
+                f"The algorithm's outputs are more than this node takes: {self._limit:,} bytes "
+                f"(limits.output_size) in {MAX_ENTRIES:,} files."
+            )
+
+
+def _taken(folder: Path, index: int, name: str, opened: int, budget: _Budget) -> ResultFile:
+    with _ordinary(name, opened) as source, (folder / str(index)).open("wb") as target:
+        budget.take(os.fstat(source.fileno()).st_size)
+        copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+        return ResultFile(index=index, filename=_shown(name), filesize=target.tell(), type="output")
+
+
+def _archived(folder: Path, index: int, names: Sequence[str], opened: int, budget: _Budget) -> ResultFile:
+    path = folder / str(index)
+    with path.open("wb") as target:
+        with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name in names:
+                _add(archive, name, opened, prefix="", budget=budget, depth=0)
+        target.flush()
+        os.fsync(target.fileno())
+    return ResultFile(index=index, filename=ARCHIVE, filesize=path.stat().st_size, type="output")
+
+
+def _add(
+    archive: tarfile.TarFile, name: str, parent: int, *, prefix: str, budget: _Budget, depth: int
+) -> None:
+    kind = _kind(name, parent)
+    if kind == stat.S_IFREG:
+        with _ordinary(name, parent) as source:
+            size = os.fstat(source.fileno()).st_size
+            budget.take(size)
+            entry = _entry(f"{prefix}{_shown(name)}")
+            entry.size = size
+            archive.addfile(entry, source)
+    elif kind == stat.S_IFDIR and depth < _DEEPEST:
+        budget.take(0)
+        entry = _entry(f"{prefix}{_shown(name)}")
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(entry)
+        with _folder(name, parent) as opened:
+            for inner in sorted(os.listdir(opened), key=os.fsencode):
+                _add(archive, inner, opened, prefix=f"{entry.name}/", budget=budget, depth=depth + 1)
+
+
+def _entry(name: str) -> tarfile.TarInfo:
+    """Describe an entry without anything that would tell of this machine: no owner, no times."""
+    entry = tarfile.TarInfo(name)
+    entry.mode = 0o644
+    return entry
+
+
+def _kind(name: str, parent: int) -> int:
+    try:
+        return stat.S_IFMT(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:
+        return 0
+
+
+@contextmanager
+def _folder(path: str | Path, parent: int | None = None) -> Iterator[int]:
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def _ordinary(name: str, parent: int) -> Iterator[BinaryIO]:
+    with ExitStack() as stack:
+        opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        yield stack.enter_context(os.fdopen(opened, "rb"))
+
+
+def _shown(name: str) -> str:
+    """Give a name that no client and no shell can misread."""
+    plain = _HARMLESS.sub("_", os.fsencode(name).decode(errors="replace"))[:_LONGEST_NAME]
+    return plain if plain.strip(". ") else f"_{plain}"
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskFull(f"The results of a job cannot be kept: {error.strerror}.") from error
+
+
+def _sync_folder(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

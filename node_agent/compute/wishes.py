@@ -1,0 +1,205 @@
+"""What a consumer wants run: a request's fields taken apart, in both dialects, before anything is looked up.
+
+Missing and misshapen fields are refused here. Whether the named things exist and may meet is for admitting.py.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from node_agent.compute.fields import BadFields, Fields, required
+
+MAX_DATA_SETS = 32
+MAX_USER_FIELDS = 64 << 10
+MAX_METADATA = 1024
+MAX_VIEWERS = 32
+LONGEST_JOB_SECONDS = 30 * 86_400
+
+
+class Refused(Exception):
+    """The request is well-formed but goes no further: *resource* and *message* in the API's words."""
+
+    def __init__(self, resource: str, message: str) -> None:
+        super().__init__(f"{resource}: {message}" if resource else message)
+        self.resource = resource
+        self.message = message
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Give the answer's body."""
+        return {"error": {self.resource: self.message} if self.resource else self.message}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WishedDataSet:
+    """One data set a job asks for."""
+
+    name: str
+    """Its DID, or the label of its database."""
+    service_id: str
+    order: str = ""
+    """What stands for the right to use it; empty in the newer dialect."""
+    user_data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WishedAlgorithm:
+    """The algorithm a job asks for: one of the catalogue, or its own."""
+
+    name: str = ""
+    service_id: str = ""
+    meta: Mapping[str, Any] | None = None
+    custom: Mapping[str, Any] = field(default_factory=dict)
+    """What the algorithm reads as its parameters (`algocustomdata`)."""
+    user_data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A job as it was asked for."""
+
+    data_sets: tuple[WishedDataSet, ...]
+    algorithm: WishedAlgorithm
+    environment: str = ""
+    longest: int | None = None
+    """Seconds the consumer wants at most."""
+    newer: bool = False
+    """Asked in the newer dialect."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    viewers: tuple[str, ...] = ()
+    queue_patience: int | None = None
+    """Seconds the consumer would wait for a free place; 0 refuses to wait."""
+
+
+def specified_wish(fields: Fields) -> Wish:
+    """Read a start request of the specification. Raises BadFields, Refused."""
+    fields.demand("dataset.documentId", "dataset.serviceId", "dataset.transferTxId")
+    more = fields.raw("additionalDatasets") or []
+    if isinstance(more, str):
+        more = _json(more)
+    if not isinstance(more, list) or not all(isinstance(entry, dict) for entry in more):
+        raise Refused("additional_input", "invalid")
+    _check_output(fields)
+    entries = [fields.nested("dataset"), *map(Fields, more)]
+    if len(entries) > MAX_DATA_SETS:
+        raise Refused("additional_input", "invalid")
+    return Wish(
+        data_sets=tuple(_data_set(entry, at) for at, entry in enumerate(entries)),
+        algorithm=_algorithm(fields, needs_order=True),
+        environment=fields.text("environment"),
+        longest=_longest(fields),
+    )
+
+
+def newer_wish(fields: Fields) -> Wish:
+    """Read a start request of the newer dialect. Raises BadFields, Refused."""
+    fields.demand("environment")
+    for name in ("output", "outputBucketId", "encryptedDockerRegistryAuth"):
+        if fields.raw(name):
+            raise Refused(name, "not_supported")
+    entries = fields.entries("datasets")
+    if len(entries) > MAX_DATA_SETS:
+        raise BadFields({"datasets": f"The datasets must be at most {MAX_DATA_SETS}."})
+    return Wish(
+        data_sets=tuple(_newer_data_set(entry, at) for at, entry in enumerate(entries)),
+        algorithm=_algorithm(fields, needs_order=False),
+        environment=fields.text("environment"),
+        longest=_longest(fields),
+        newer=True,
+        metadata=_bounded(fields.nested("metadata"), "metadata", MAX_METADATA),
+        viewers=_viewers(fields),
+        queue_patience=fields.whole("queueMaxWaitTime"),
+    )
+
+
+def resource_name(at: int) -> str:
+    """Name the data set number *at* as refusals do."""
+    return f"datasets[{at}]" if at else "dataset"
+
+
+def _data_set(entry: Fields, at: int) -> WishedDataSet:
+    resource = resource_name(at)
+    for name in ("documentId", "transferTxId", "serviceId"):
+        if entry.raw(name) is None:
+            raise Refused(f"{resource}.{name}", "missing")
+    return WishedDataSet(
+        name=entry.text("documentId"),
+        service_id=entry.text("serviceId"),
+        order=entry.text("transferTxId"),
+        user_data=_bounded(entry.nested("userdata"), f"{resource}.userdata", MAX_USER_FIELDS),
+    )
+
+
+def _newer_data_set(entry: Fields, at: int) -> WishedDataSet:
+    resource = resource_name(at)
+    if entry.raw("fileObject") is not None or entry.raw("documentId") is None:
+        # a file somewhere else: the data of this node are the point
+        raise Refused(f"{resource}.documentId", "missing")
+    if entry.raw("serviceId") is None:
+        raise Refused(f"{resource}.serviceId", "missing")
+    return WishedDataSet(
+        name=entry.text("documentId"),
+        service_id=entry.text("serviceId"),
+        order=entry.text("transferTxId"),
+        user_data=_bounded(entry.nested("userdata"), f"{resource}.userdata", MAX_USER_FIELDS),
+    )
+
+
+def _algorithm(fields: Fields, *, needs_order: bool) -> WishedAlgorithm:
+    algorithm = fields.nested("algorithm")
+    has_name, has_meta = algorithm.raw("documentId") is not None, bool(algorithm.raw("meta"))
+    if not has_name and not has_meta:
+        raise Refused("algorithm", "missing_meta_documentId")
+    if has_name and has_meta:
+        raise Refused("algorithm", "either_meta_or_documentId")
+    custom = _bounded(algorithm.nested("algocustomdata"), "algorithm.algocustomdata", MAX_USER_FIELDS)
+    user_data = _bounded(algorithm.nested("userdata"), "algorithm.userdata", MAX_USER_FIELDS)
+    if has_meta:
+        return WishedAlgorithm(meta=dict(algorithm.nested("meta").tree), custom=custom, user_data=user_data)
+    if algorithm.raw("serviceId") is None:
+        raise Refused("algorithm.serviceId", "missing")
+    if needs_order and algorithm.raw("transferTxId") is None:
+        raise BadFields({"algorithm.transferTxId": required("algorithm.transferTxId")})
+    return WishedAlgorithm(
+        name=algorithm.text("documentId"),
+        service_id=algorithm.text("serviceId"),
+        custom=custom,
+        user_data=user_data,
+    )
+
+
+def _check_output(fields: Fields) -> None:
+    """Refuse an output that is no object; what it says is not used: results stay here."""
+    output = fields.raw("output")
+    if output is not None and not isinstance(_json(output), Mapping):
+        raise Refused("output", "invalid")
+
+
+def _json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _longest(fields: Fields) -> int | None:
+    return fields.whole("maxJobDuration", most=LONGEST_JOB_SECONDS)
+
+
+def _bounded(fields: Fields, name: str, limit: int) -> dict[str, Any]:
+    tree = dict(fields.tree)
+    if len(json.dumps(tree)) > limit:
+        raise BadFields({name: f"The {name} must have at most {limit} characters as JSON."})
+    return tree
+
+
+def _viewers(fields: Fields) -> tuple[str, ...]:
+    found = fields.raw("additionalViewers") or []
+    if not isinstance(found, list) or len(found) > MAX_VIEWERS:
+        raise BadFields(
+            {"additionalViewers": f"The additionalViewers must be at most {MAX_VIEWERS} addresses."}
+        )
+    return tuple(str(address).lower() for address in found)
