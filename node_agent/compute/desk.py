@@ -15,7 +15,7 @@ import structlog
 
 from node_agent.compute.admitting import Admitted, RawAlgorithm
 from node_agent.compute.ledger import ComputeJobId, GrantUsedUp, JobRecord, Ledger
-from node_agent.compute.objects import Environment, Load, job_object
+from node_agent.compute.objects import Environment, Load, environment_object, job_object
 from node_agent.compute.results import ResultFile, ResultStore
 from node_agent.compute.signatures import Address
 from node_agent.compute.wishes import Refused, Wish, resource_name
@@ -129,6 +129,13 @@ class JobDesk:
     def path(self, job: JobRecord, index: int) -> Path:
         """Say where a file of an ended job lies."""
         return self._results.path(job.id, index)
+
+    def environments_shown(self, own_address: Address) -> list[dict[str, Any]]:
+        """Show every environment as it is now."""
+        return [
+            environment_object(one, self.load(one), own_address=own_address, now=self._clock.now())
+            for one in self._environments.values()
+        ]
 
     def load(self, environment: Environment) -> Load:
         """Say how much goes on in an environment."""

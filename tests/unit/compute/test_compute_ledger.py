@@ -1,0 +1,166 @@
+"""The books of the compute API: every nonce once, every grant as often as it says, every ending once."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node_agent.compute.ledger import FILE_NAME, ComputeJobId, Grant, GrantUsedUp, Ledger
+from node_agent.errors import ConfigError
+
+ANNE, BERT = "0x" + "a" * 40, "0x" + "b" * 40
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path)
+    yield opened
+    opened.close()
+
+
+def grant(**more: object) -> Grant:
+    facts = {
+        "id": "g1",
+        "consumer": ANNE,
+        "data_set": "did",
+        "uses_left": 1,
+        "expires_at": None,
+        "created_at": 1.0,
+    }
+    return Grant(**{**facts, **more})  # type: ignore[arg-type]
+
+
+def add(ledger: Ledger, name: str, *grants: str, owner: str = ANNE) -> int:
+    job_id = ComputeJobId(name * 32)
+    return ledger.add_job(job_id, owner=owner, at=10.0, wish={"a": 1}, grants=grants).number
+
+
+def test_a_nonce_counts_once_and_only_upwards(ledger: Ledger) -> None:
+    assert ledger.last_nonce(ANNE) == 0
+    assert [ledger.use_nonce(ANNE, nonce) for nonce in (5, 5, 4, 6, 2**53 - 1, 7)] == [
+        True, False, False, True, True, False,
+    ]  # fmt: skip
+    assert ledger.last_nonce(ANNE) == 2**53 - 1
+    assert ledger.last_nonce(BERT) == 0
+
+
+def test_of_many_who_use_one_nonce_at_once_one_wins(ledger: Ledger) -> None:
+    won: list[bool] = []
+    start = threading.Barrier(16)
+
+    def use() -> None:
+        start.wait()
+        won.append(ledger.use_nonce(ANNE, 9))
+
+    threads = [threading.Thread(target=use) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == [False] * 15 + [True]
+
+
+def test_asking_for_a_nonce_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.last_nonce(ANNE)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        assert connection.execute("SELECT count(*) FROM nonce").fetchone() == (0,)
+
+
+def test_a_job_and_the_uses_of_its_grants_are_written_together_or_not_at_all(ledger: Ledger) -> None:
+    ledger.add_grant(grant())
+    add(ledger, "1", "g1")
+    with pytest.raises(GrantUsedUp):
+        add(ledger, "2", "g1")
+    assert [job.id[0] for job in ledger.open_jobs()] == ["1"]
+    ledger.add_grant(grant(id="g2", uses_left=None))
+    add(ledger, "3", "g2")
+    add(ledger, "4", "g2")
+
+
+@pytest.mark.parametrize("bad", ["g2", "g3"])
+def test_no_use_of_any_grant_is_lost_when_one_of_them_is_used_up(ledger: Ledger, bad: str) -> None:
+    ledger.add_grant(grant())
+    ledger.add_grant(grant(id="g2", expires_at=9.0))
+    with pytest.raises(GrantUsedUp):
+        add(ledger, "1", "g1", bad)
+    kept = ledger.grant("g1")
+    assert kept is not None
+    assert kept.uses_left == 1
+
+
+def test_a_revoked_grant_is_good_for_nothing(ledger: Ledger) -> None:
+    ledger.add_grant(grant())
+    assert ledger.revoke_grant("g1", at=5.0)
+    assert not ledger.revoke_grant("g1", at=6.0)
+    with pytest.raises(GrantUsedUp):
+        add(ledger, "1", "g1")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"uses_left": 0}, {"expires_at": 50.0}, {"revoked_at": 1.0}, {"consumer": BERT}, {"data_set": "other"}],
+)
+def test_a_grant_is_good_for_its_consumer_its_data_set_and_its_time(facts: dict[str, object]) -> None:
+    assert grant().is_good(consumer=ANNE, data_set="did", now=50.0)
+    assert not grant(**facts).is_good(consumer=ANNE, data_set="did", now=50.0)
+
+
+def test_a_job_ends_once(ledger: Ledger) -> None:
+    number = add(ledger, "1")
+    assert ledger.finish_job(number, at=20.0, ending={"status": 70})
+    assert not ledger.finish_job(number, at=30.0, ending={"status": 41})
+    job = ledger.job_by_number(number)
+    assert job is not None
+    assert (job.finished_at, job.ending) == (20.0, {"status": 70})
+    assert ledger.open_jobs() == []
+    ledger.ask_stop(job.id)
+    assert ledger.job(job.id) == job
+
+
+def test_a_removed_job_is_found_by_nobody_but_its_run(ledger: Ledger) -> None:
+    number = add(ledger, "1")
+    job = ledger.job_by_number(number)
+    assert job is not None
+    ledger.remove_job(job.id)
+    assert ledger.job(job.id) is None
+    assert ledger.jobs_of(ANNE, limit=10) == []
+    assert ledger.job_by_number(number) is not None
+
+
+def test_numbers_of_jobs_are_never_given_twice(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    numbers = [add(first, "1"), add(first, "2")]
+    first.close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("DELETE FROM job")
+    again = Ledger(tmp_path)
+    numbers.append(add(again, "3"))
+    again.close()
+    assert numbers == [1, 2, 3]
+
+
+def test_the_secret_of_the_tokens_stays_the_same(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    made = first.secret("tokens", b"one")
+    first.close()
+    again = Ledger(tmp_path)
+    assert (made, again.secret("tokens", b"two")) == (b"one", b"one")
+    again.close()
+    assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_books_of_a_newer_agent_are_refused_and_left_alone(tmp_path: Path) -> None:
+    Ledger(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigError, match="newer node-agent"):
+        Ledger(tmp_path)
+
+
+def test_damaged_books_are_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"no database at all " * 100)
+    with pytest.raises(ConfigError, match="damaged"):
+        Ledger(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes().startswith(b"no database")
