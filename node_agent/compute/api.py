@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
@@ -23,6 +23,7 @@ from node_agent.compute.access import Access
 from node_agent.compute.admitting import admit, container_fault
 from node_agent.compute.authentication import Asker, Authentication, bad_signature, token_in
 from node_agent.compute.desk import JobDesk, NoRoom
+from node_agent.compute.documents import document, file_list
 from node_agent.compute.fields import BadFields, Fields
 from node_agent.compute.layouts import Operation
 from node_agent.compute.ledger import JobRecord, Ledger
@@ -30,8 +31,9 @@ from node_agent.compute.objects import reduced
 from node_agent.compute.pace import Pace, TooFast
 from node_agent.compute.signatures import Address, parse_address
 from node_agent.compute.tokens import AuthTokens, BadToken
-from node_agent.compute.wishes import Refused, Wish, newer_wish, specified_wish
+from node_agent.compute.wishes import Refused, Wish, dry_wish, newer_wish, specified_wish
 from node_agent.domain.assets import Assets
+from node_agent.domain.ports import Clock
 from node_agent.errors import Transient
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class ComputeApi:
         authentication: Authentication,
         tokens: AuthTokens,
         pace: Pace,
+        clock: Clock,
         own_address: Address,
         software: str,
         version: str,
@@ -68,6 +71,7 @@ class ComputeApi:
         self._authentication = authentication
         self._tokens = tokens
         self._pace = pace
+        self._clock = clock
         self._own_address = own_address
         self._about = {"software": software, "version": version}
         self._unsigned_status = unsigned_status
@@ -82,7 +86,11 @@ class ComputeApi:
             "computeResult": self._result,
             "createAuthToken": self._create_token,
             "deleteAuthToken": self._delete_token,
+            "initializeCompute": self._initialize,
+            "fileinfo": self._file_info,
+            "document": self._document,
             "validateContainer": self._validate_container,
+            "computeStreamableLogs": self._live_log,
             "freeCompute": self._free_start,
             "generateAuthToken": self._create_newer_token,
             "invalidateAuthToken": self._delete_newer_token,
@@ -160,6 +168,40 @@ class ComputeApi:
         if fault:
             return _json({"error": fault}, 400)
         return _json(container)
+
+    def _file_info(self, request: Request) -> Response:
+        fields = Fields.of(request)
+        fields.demand("did", "serviceId")
+        found = file_list(self._assets, fields.text("did"), fields.text("serviceId"))
+        if found is None:
+            raise Refused("did", "did_not_found")
+        return _json(found)
+
+    def _document(self, request: Request) -> Response:
+        did = request.path.rpartition("/")[2]
+        found = document(self._assets, did, base=request.host_url.rstrip("/"), own_address=self._own_address)
+        if found is None:
+            raise NotFound
+        return _json(found)
+
+    def _initialize(self, request: Request) -> Response:
+        """Say whether a start would be let in, and what to name then; nothing is begun and nothing used up."""
+        fields = Fields.of(request)
+        fields.demand("consumerAddress")
+        consumer = parse_address(fields.raw("consumerAddress"))
+        if consumer is None:
+            raise BadFields({"consumerAddress": "The consumerAddress must be an address."})
+        wish = dry_wish(fields)
+        if not wish.newer and (wish.valid_until or 0) <= self._clock.now():
+            raise Refused("", "The validUntil value is not correct.")
+        self._desk.environment(wish.environment)
+        admitted = admit(wish, self._assets, consumer=consumer, access=self._access)
+        shown: dict[str, Any] = {"datasets": [{"validOrder": order} for order in admitted.orders]}
+        if wish.algorithm.name:
+            shown["algorithm"] = {
+                "validOrder": admitted.orders[0] if admitted.orders else wish.algorithm.name
+            }
+        return _json(shown)
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
@@ -257,6 +299,19 @@ class ComputeApi:
         response.headers["Access-Control-Expose-Headers"] = "Content-Disposition"
         return response
 
+    def _live_log(self, request: Request) -> Response:
+        fields = Fields.of(request)
+        fields.demand("jobId", "consumerAddress", "nonce")
+        asker = self._recognise(request, Operation.LOG, fields)
+        job = self._desk.find(fields.text("jobId"))
+        if job is None or not _may_read(job, asker.address):
+            raise bad_signature()
+        self._authentication.use_nonce(asker)
+        written = self._desk.live_log(job)
+        if written is None:
+            return _json({"error": "Job is not running, or its log is not shared."}, 404)
+        return Response(written, content_type="application/octet-stream")
+
     def _shown(self, request: Request, job: JobRecord) -> dict[str, Any]:
         return self._desk.shown(job, base=f"{request.host_url.rstrip('/')}{BASE}")
 
@@ -313,7 +368,10 @@ ENDPOINTS: Mapping[str, tuple[str, str]] = {
     "computeResult": ("GET", f"{BASE}/computeResult"),
     "createAuthToken": ("GET", f"{BASE}/createAuthToken"),
     "deleteAuthToken": ("DELETE", f"{BASE}/deleteAuthToken"),
+    "initializeCompute": ("POST", f"{BASE}/initializeCompute"),
+    "fileinfo": ("POST", f"{BASE}/fileinfo"),
     "validateContainer": ("POST", f"{BASE}/validateContainer"),
+    "computeStreamableLogs": ("GET", f"{BASE}/computeStreamableLogs"),
     "freeCompute": ("POST", f"{BASE}/freeCompute"),
     "generateAuthToken": ("POST", f"{BASE}/auth/token"),
     "invalidateAuthToken": ("POST", f"{BASE}/auth/token/invalidate"),
@@ -321,6 +379,7 @@ ENDPOINTS: Mapping[str, tuple[str, str]] = {
 ROUTES = Map(
     [
         Rule("/", methods=["GET"], endpoint="root"),
+        Rule("/api/aquarius/assets/ddo/<did>", methods=["GET"], endpoint="document"),
         *(Rule(path, methods=[method], endpoint=name) for name, (method, path) in ENDPOINTS.items()),
     ],
     strict_slashes=False,

@@ -23,7 +23,7 @@ from node_agent.domain.assets import JobContract
 from node_agent.domain.jobstatus import going_on
 from node_agent.domain.messages import KillRequested, Message, RunsListed
 from node_agent.domain.ports import Clock, OpenRun
-from node_agent.domain.run import Run, RunId
+from node_agent.domain.run import Run, RunId, State
 from node_agent.domain.task import DatabaseRequest, JobId, Task, TaskId
 
 log = structlog.get_logger()
@@ -48,6 +48,7 @@ class JobDesk:
         environments: Sequence[Environment],
         run_of: Callable[[RunId], Run | None],
         post: Callable[[Message], None],
+        follow: Callable[[Run], Iterator[bytes]],
         clock: Clock,
         max_waiting: int,
     ) -> None:
@@ -56,6 +57,7 @@ class JobDesk:
         self._environments = {environment.id: environment for environment in environments}
         self._run_of = run_of
         self._post = post
+        self._follow = follow
         self._clock = clock
         self._max_waiting = max_waiting
 
@@ -129,6 +131,13 @@ class JobDesk:
     def path(self, job: JobRecord, index: int) -> Path:
         """Say where a file of an ended job lies."""
         return self._results.path(job.id, index)
+
+    def live_log(self, job: JobRecord) -> Iterator[bytes] | None:
+        """Follow the log of a job that runs now; None when it does not, or when its log is not shared."""
+        run = self._run_of(run_id_of(job))
+        if run is None or run.state is not State.RUNNING or not job.wish.get("share_log"):
+            return None
+        return self._follow(run)
 
     def environments_shown(self, own_address: Address) -> list[dict[str, Any]]:
         """Show every environment as it is now."""

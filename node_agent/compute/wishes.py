@@ -68,6 +68,8 @@ class Wish:
     """Asked in the newer dialect."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     viewers: tuple[str, ...] = ()
+    valid_until: int | None = None
+    """Until when a quote was asked for, in seconds since the epoch; only of dry runs."""
     queue_patience: int | None = None
     """Seconds the consumer would wait for a free place; 0 refuses to wait."""
 
@@ -110,6 +112,23 @@ def newer_wish(fields: Fields) -> Wish:
         metadata=_bounded(fields.nested("metadata"), "metadata", MAX_METADATA),
         viewers=_viewers(fields),
         queue_patience=fields.whole("queueMaxWaitTime"),
+    )
+
+
+def dry_wish(fields: Fields) -> Wish:
+    """Read a request that asks whether a start would be let in, of either dialect. Raises BadFields, Refused."""
+    newer = "compute" not in fields and "environment" in fields
+    if not newer:
+        fields.demand("datasets", "compute.env", "compute.validUntil")
+    entries = fields.entries("datasets")
+    if len(entries) > MAX_DATA_SETS:
+        raise BadFields({"datasets": f"The datasets must be at most {MAX_DATA_SETS}."})
+    return Wish(
+        data_sets=tuple(_newer_data_set(entry, at) for at, entry in enumerate(entries)),
+        algorithm=_algorithm(fields, needs_order=False),
+        environment=fields.text("environment" if newer else "compute.env"),
+        newer=newer,
+        valid_until=fields.whole("compute.validUntil"),
     )
 
 

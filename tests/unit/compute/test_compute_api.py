@@ -30,7 +30,9 @@ from node_agent.domain.assets import (
     derived_did,
 )
 from node_agent.domain.messages import KillRequested, Message, RunsListed
+from node_agent.domain.run import Run, RunId, State
 from tests.doubles.clock import ManualClock
+from tests.doubles.core import make_run
 from tests.doubles.wallet import Wallet
 
 DIGEST = "sha256:" + "12" * 32
@@ -70,6 +72,7 @@ class Scene:
         self.ledger = Ledger(state_dir)
         self.results = ResultStore(state_dir)
         self.posted: list[Message] = []
+        self.runs: dict[RunId, Run] = {}
         self.data_sets = {
             DATA: DataSet(did=DATA, label="patients", service_id="0", trusted_algorithms=TRUSTED),
             MORE_DATA: DataSet(did=MORE_DATA, label="visits", service_id="7", trusted_algorithms=TRUSTED),
@@ -89,8 +92,9 @@ class Scene:
                     id="small", cpus=1, memory=2**30, disk=2**30, longest=60, max_jobs=2, keep_results=3600
                 )
             ],
-            run_of=lambda _run_id: None,
+            run_of=self.runs.get,
             post=self.posted.append,
+            follow=lambda run: iter([f"log of {run.id}\n".encode()]),
             clock=self.clock,
             max_waiting=self.max_waiting,
         )
@@ -106,6 +110,7 @@ class Scene:
             authentication=Authentication(self.ledger, tokens),
             tokens=tokens,
             pace=self.pace,
+            clock=self.clock,
             own_address=Address("0x" + "c" * 40),
             software="node-agent",
             version="1",
@@ -164,7 +169,7 @@ class Scene:
         """Let the job end with two outputs and a log."""
         record = self.ledger.job(job["jobId"])
         assert record is not None
-        place = self.results._root / "left"  # noqa: SLF001 - any place will do
+        place = self.results._root / "left"
         place.mkdir()
         (place / "b.txt").write_text("second")
         (place / "a.txt").write_text("0123456789")
@@ -509,7 +514,7 @@ def test_a_consumer_sees_all_its_own_jobs(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_job_is_stopped_by_its_owner_from_query_or_body(scene: Scene, as_json: bool) -> None:  # noqa: FBT001
+def test_a_job_is_stopped_by_its_owner_from_query_or_body(scene: Scene, as_json: bool) -> None:
     job = scene.started(1)
     answer = scene.ask("computeStop", scene.of_job(job, 2), as_json=as_json)
     (shown,) = answer.get_json()
@@ -703,3 +708,68 @@ def test_a_refusal_repeats_nothing_of_the_request(scene: Scene) -> None:
     answer = scene.ask("computeStart", fields)
     assert answer.status_code == 400
     assert secret not in answer.text
+
+
+def log_fields(job: Mapping[str, Any], nonce: int, *, by: Wallet = ANNE) -> dict[str, Any]:
+    return {
+        "consumerAddress": by.shown,
+        "jobId": job["jobId"],
+        "nonce": str(nonce),
+        "signature": by.sign(f"{by.shown}{nonce}getComputeStreamableLogs"),
+    }
+
+
+def test_the_log_of_a_running_job_is_followed_where_the_data_set_shares_it(scene: Scene) -> None:
+    scene.data_sets[DATA] = replace(scene.data_sets[DATA], share_log=True)
+    job = scene.started(1)
+    assert scene.ask("computeStreamableLogs", log_fields(job, 2)).status_code == 404
+    record = scene.ledger.job(job["jobId"])
+    assert record is not None
+    scene.runs[run_id_of(record)] = make_run(run_id_of(record), state=State.RUNNING)
+    assert scene.ask("computeStreamableLogs", log_fields(job, 3)).data.startswith(b"log of ")
+    assert "signature" in errors_of(scene.ask("computeStreamableLogs", log_fields(job, 4, by=BERT)))
+
+
+def test_a_log_that_is_not_shared_is_not_followed(scene: Scene) -> None:
+    job = scene.started(1)
+    record = scene.ledger.job(job["jobId"])
+    assert record is not None
+    scene.runs[run_id_of(record)] = make_run(run_id_of(record), state=State.RUNNING)
+    assert scene.ask("computeStreamableLogs", log_fields(job, 3)).status_code == 404
+
+
+def test_a_dry_run_names_the_grant_to_come_with_and_begins_nothing(scene: Scene) -> None:
+    scene.access = Grants(scene.ledger, scene.clock)
+    scene.ledger.add_grant(
+        Grant(id="g", consumer=ANNE.address, data_set=DATA, uses_left=1, expires_at=None, created_at=0.0)
+    )
+    fields = {
+        "consumerAddress": ANNE.shown,
+        "datasets": [{"documentId": DATA, "serviceId": "0"}],
+        "algorithm": {"documentId": ALGORITHM.did, "serviceId": "0"},
+        "compute": {"env": "small", "validUntil": int(scene.clock.now()) + 60},
+    }
+    body = scene.ask("initializeCompute", fields).get_json()
+    assert body == {"datasets": [{"validOrder": "g"}], "algorithm": {"validOrder": "g"}}
+    assert scene.ledger.open_jobs() == []
+    stranger = scene.ask("initializeCompute", {**fields, "consumerAddress": BERT.shown})
+    assert stranger.get_json() == {"error": {"dataset.serviceId": "order_invalid"}}
+    late = {**fields, "compute": {"env": "small", "validUntil": 1}}
+    assert scene.ask("initializeCompute", late).get_json() == {
+        "error": "The validUntil value is not correct."
+    }
+
+
+def test_documents_tell_the_terms_and_nothing_of_the_data(scene: Scene) -> None:
+    data = Client(scene.api).get(f"/api/aquarius/assets/ddo/{DATA}").get_json()
+    assert data["metadata"]["type"] == "dataset"
+    assert data["services"][0]["compute"]["publisherTrustedAlgorithms"][0]["did"] == ALGORITHM.did
+    algorithm = Client(scene.api).get(f"/api/aquarius/assets/ddo/{ALGORITHM.did}").get_json()
+    assert algorithm["metadata"]["algorithm"]["container"]["checksum"] == DIGEST
+    assert Client(scene.api).get("/api/aquarius/assets/ddo/patients").status_code == 404
+
+
+def test_file_lists_tell_that_there_is_a_file_and_not_how_large(scene: Scene) -> None:
+    (found,) = scene.ask("fileinfo", {"did": DATA, "serviceId": "0"}).get_json()
+    assert (found["valid"], found["contentLength"]) == (True, "")
+    assert scene.ask("fileinfo", {"did": DATA, "serviceId": "1"}).status_code == 400
