@@ -28,6 +28,7 @@ from node_agent.compute.fields import BadFields, Fields
 from node_agent.compute.layouts import Operation
 from node_agent.compute.ledger import JobRecord, Ledger
 from node_agent.compute.objects import reduced
+from node_agent.compute.openapi import openapi
 from node_agent.compute.pace import Pace, TooFast
 from node_agent.compute.signatures import Address, parse_address
 from node_agent.compute.tokens import AuthTokens, BadToken
@@ -89,6 +90,7 @@ class ComputeApi:
             "initializeCompute": self._initialize,
             "fileinfo": self._file_info,
             "document": self._document,
+            "openapi": lambda _request: _json(openapi(version=version)),
             "validateContainer": self._validate_container,
             "computeStreamableLogs": self._live_log,
             "freeCompute": self._free_start,
@@ -380,6 +382,7 @@ ENDPOINTS: Mapping[str, tuple[str, str]] = {
 ROUTES = Map(
     [
         Rule("/", methods=["GET"], endpoint="root"),
+        Rule(f"{BASE}/openapi.json", methods=["GET"], endpoint="openapi"),
         Rule("/api/aquarius/assets/ddo/<did>", methods=["GET"], endpoint="document"),
         *(Rule(path, methods=[method], endpoint=name) for name, (method, path) in ENDPOINTS.items()),
     ],
