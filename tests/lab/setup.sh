@@ -135,7 +135,7 @@ ensure_venv() {
   stamp="$(.venv/bin/python --version) $(pwd) $(sha256sum <pyproject.toml)"
   [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ] || return 0
   say "installing this project and its development tools into .venv"
-  .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]' ||
+  .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev,compute]' ||
     fail "pip could not install the project; its message stands above"
   printf '%s' "$stamp" >.venv/.stamp
 }
