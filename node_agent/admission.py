@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from node_agent.domain.policy import Policy, parse_image
-from node_agent.domain.ports import Clock, RunFolders, Server, Stores
+from node_agent.domain.ports import Clock, Origin, RunFolders, Stores
 from node_agent.domain.run import Run
 from node_agent.domain.task import OrganizationId, Task
 from node_agent.domain.verdict import Answer, Fact, Facts, Verdict, judge
@@ -31,7 +31,7 @@ class Admission:
 
     policy: Policy
     own_organization_id: OrganizationId
-    server: Server
+    server: Origin
     stores: Stores
     folders: RunFolders
     clock: Clock
@@ -133,7 +133,7 @@ def _first_facts(run: Run, own: OrganizationId) -> Facts:
     )
 
 
-def _asker(task: Task, server: Server) -> OrganizationId | None:
+def _asker(task: Task, server: Origin) -> OrganizationId | None:
     """Follow a subtask back to the task a user created; LookupError says why that cannot be done.
 
     Everything on the way must belong to one job of one user: a server that says otherwise is not believed.

@@ -19,6 +19,7 @@ from node_agent.domain.messages import (
     EngineLost,
     EngineWatched,
     ImagePulled,
+    JobsHandedOver,
     KillRequested,
     ListingFailed,
     Message,
@@ -197,6 +198,7 @@ class Agent:
             TaskHinted: self._on_task_hinted,
             KillRequested: self._on_kill_requested,
             RunsListed: self._on_runs_listed,
+            JobsHandedOver: self._on_jobs_handed_over,
             ListingFailed: self._on_listing_failed,
             ContainerChanged: self._on_container_changed,
             EngineWatched: self._on_engine_watched,
@@ -294,7 +296,8 @@ class Agent:
 
     def _on_kill_requested(self, message: KillRequested) -> None:
         for run in self._runs:
-            if message.run_ids is None or run.id in message.run_ids:
+            wanted = not run.is_job if message.run_ids is None else run.id in message.run_ids
+            if wanted:
                 self._progress.end(run, Outcome.KILLED, "The run was killed at the request of a user.")
 
     def _on_runs_listed(self, message: RunsListed) -> None:
@@ -305,6 +308,11 @@ class Agent:
             self._tidying.sweep_once()
             if is_first:
                 self._prune()
+
+    def _on_jobs_handed_over(self, message: JobsHandedOver) -> None:
+        for listed in message.runs:
+            if self._runs.get(listed.id) is None:
+                self._progress.take_in(listed, asked_at=self._clock.monotonic())
 
     def _on_listing_failed(self, message: ListingFailed) -> None:
         self._outside.trouble(message.error, of=LISTING)
@@ -434,7 +442,9 @@ class Agent:
         self._hands.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        owed = [run.finished_at or 0.0 for run in self._runs if run.state is State.FINISHED]
+        owed = [
+            run.finished_at or 0.0 for run in self._runs if run.state is State.FINISHED and not run.is_job
+        ]
         waiting = self._runs.count(lambda run: run.state is State.RECEIVED)
         ending = self._runs.count(lambda run: run.state > State.FINISHED)
         return Snapshot(

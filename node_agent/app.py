@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -25,7 +25,9 @@ from node_agent.agent import HEARTBEAT_SECONDS, Agent, Hands, Snapshot
 from node_agent.availability import engine_availability, server_availability
 from node_agent.clocks import CautiousClock, SystemClock
 from node_agent.company import Company
+from node_agent.compute.ledger import FILE_NAME as BOOKS
 from node_agent.config import Reread, Settings
+from node_agent.contracts import Vantage6Contract
 from node_agent.databases.access import fault_of, this_agent
 from node_agent.databases.catalog import Catalog
 from node_agent.databases.probe import node_facts, read_columns
@@ -47,7 +49,7 @@ from node_agent.domain.messages import (
 )
 from node_agent.domain.policy import Policy, shared
 from node_agent.domain.ports import LiveLogs
-from node_agent.domain.run import RunId
+from node_agent.domain.run import Run, RunId
 from node_agent.domain.runlogs import LogMask
 from node_agent.domain.turns import Bounds
 from node_agent.domain.verdict import NAMES_NOT_TOLD, has_user_names
@@ -76,11 +78,14 @@ from node_agent.server.stores import HttpStores, open_exchange_for
 from node_agent.server.tokens import Tokens
 from node_agent.site import Site
 from node_agent.space import bounds_of, places_of, shortage
-from node_agent.steps import Ports, StepSettings
+from node_agent.stepports import Ports, PortsOf, StepSettings
 from node_agent.store import presence
 from node_agent.store.journal import SqliteJournal
 from node_agent.store.lock import AgentLock
 from node_agent.store.rundir import DiskRunFolders
+
+if TYPE_CHECKING:
+    from node_agent.compute.service import ComputeService
 
 log = structlog.get_logger()
 
@@ -279,6 +284,7 @@ class Application:
             folders=self._folders,
             databases=self._catalog,
             admission=self._admission(),
+            contract=Vantage6Contract(),
             clock=self._clock,
             settings=_step_settings(self._settings, log_mask=self._log_mask, node_id=self._identity.node_id),
             wanted=self._runs.is_wanted,
@@ -287,7 +293,8 @@ class Application:
             pulled=self._note_pull,
             seal=None if self._key is None else EnvelopeSeal(self._server.keys.of),
         )
-        self._pool = StepPool(ports=self._ports, post=self._post, threads=slots + SPARE_THREADS)
+        self._compute = self._compute_service()
+        self._pool = StepPool(ports_of=self._ports_of(self._ports), post=self._post, threads=slots + SPARE_THREADS)
         self._lister = Lister(
             server=self._server,
             folders=self._folders,
@@ -316,6 +323,33 @@ class Application:
             bounds=self._bounds_of(self._settings),
         )
         self._agent.load()
+
+    def _compute_service(self) -> "ComputeService | None":
+        # most nodes offer no compute API, and do without the memory it takes
+        if not (self._settings.compute_api.listen or (self._settings.state_dir / BOOKS).exists()):
+            return None
+        from node_agent.compute.service import ComputeService
+
+        compute = ComputeService(
+            self._settings,
+            run_of=self._runs.get,
+            runtime=self._site.engine,
+            folders=self._folders,
+            post=self._post,
+            clock=self._clock,
+            mask=self._log_mask,
+        )
+        self._stack.callback(compute.stop)
+        return compute
+
+    def _ports_of(self, ports: Ports) -> PortsOf:
+        """Give every run what its steps work with: those of jobs have another origin."""
+        compute = self._compute
+
+        def ports_of(run: Run) -> Ports:
+            return compute.ports_of(run, ports) if compute is not None and run.is_job else ports
+
+        return ports_of
 
     def _admission(self) -> Admission:
         policy, server = self._settings.policy, self._settings.server
@@ -376,7 +410,7 @@ class Application:
     def _swap(self, settings: Settings, ports: Ports, live_logs: LiveLogs | None) -> None:
         before, self._settings = self._settings, settings
         self._ports, self._live_logs = ports, live_logs
-        self._pool.renew(ports=ports, threads=settings.limits.concurrent_runs + SPARE_THREADS)
+        self._pool.renew(ports_of=self._ports_of(ports), threads=settings.limits.concurrent_runs + SPARE_THREADS)
         if (settings.share, settings.policy) != (before.share, before.policy):
             _in_background(self._find_node_facts, name="columns")
 
@@ -388,6 +422,8 @@ class Application:
         self._look_at_space()
         _in_background(self._watch_space, name="space")
         _in_background(self._find_node_facts, name="columns")
+        if self._compute is not None:
+            self._compute.start()
 
     def _until_it_works(self, what: str, action: Callable[[], Result]) -> Result:
         """Try until it works; say so once per change, and stop at once when asked to."""
@@ -421,6 +457,8 @@ class Application:
             swept = sweep_of(
                 self._settings, self._site, folders=self._folders, clock=self._ages, runs=self._runs
             ).do()
+            if self._compute is not None:
+                self._compute.forget_old()
         except Exception as error:  # noqa: BLE001 - the control loop decides what an error means
             self._post(SweepDone(0, error))
         else:

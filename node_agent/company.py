@@ -9,7 +9,7 @@ import structlog
 
 from node_agent.domain.claims import SETTLE_SECONDS, claim_time, is_own_claim
 from node_agent.domain.lifecycle import Wait
-from node_agent.domain.ports import Clock, Server
+from node_agent.domain.ports import Clock, Origin
 from node_agent.domain.run import Run
 from node_agent.errors import RunClosed
 
@@ -45,7 +45,7 @@ class Company:
         self.problem = ""
 
 
-def take_beside_another(run: Run, *, server: Server, clock: Clock) -> float | Wait:
+def take_beside_another(run: Run, *, server: Origin, clock: Clock) -> float | Wait:
     """Take a run that another agent may take too: give when it was claimed, once the claim has stood for a moment.
 
     Raises RunClosed when it is the other's.

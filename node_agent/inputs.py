@@ -6,7 +6,7 @@ Must not know how a blob travels or what an input means.
 from collections.abc import Callable, Iterable, Iterator
 
 from node_agent.domain.mark import seconds_since
-from node_agent.domain.ports import Clock, RunFolders, Server
+from node_agent.domain.ports import Clock, Origin, RunFolders
 from node_agent.domain.run import Run
 from node_agent.errors import BlobUnreadable, InputUnreadable, RunClosed
 from node_agent.runlog import log_of
@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 30.0
 def ensure_input(
     run: Run,
     *,
-    server: Server,
+    server: Origin,
     folders: RunFolders,
     clock: Clock,
     wanted: Callable[[], bool] = lambda: True,

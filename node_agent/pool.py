@@ -10,16 +10,17 @@ from collections.abc import Callable
 from node_agent.domain.messages import Message, StepDone
 from node_agent.domain.run import Run
 from node_agent.outbox import AT_ONCE
-from node_agent.steps import STEP_FUNCTIONS, Ports
+from node_agent.stepports import PortsOf
+from node_agent.steps import STEP_FUNCTIONS
 
-Lane = queue.SimpleQueue[tuple[str, Run, Ports]]
+Lane = queue.SimpleQueue[tuple[str, Run, PortsOf]]
 
 
 class StepPool:
     """Does one step of one run at a time in each of its threads and posts what came of it."""
 
-    def __init__(self, *, ports: Ports, post: Callable[[Message], None], threads: int) -> None:
-        self._ports = ports
+    def __init__(self, *, ports_of: PortsOf, post: Callable[[Message], None], threads: int) -> None:
+        self._ports_of = ports_of
         self._post = post
         self._steps, self._reports = Lane(), Lane()
         self._threads = threads
@@ -39,27 +40,27 @@ class StepPool:
             ).start()
         self._started[name] = max(started, threads)
 
-    def renew(self, *, ports: Ports, threads: int) -> None:
-        """Do the steps submitted from now on with *ports*; the threads may become more, never fewer."""
-        self._ports = ports
+    def renew(self, *, ports_of: PortsOf, threads: int) -> None:
+        """Do the steps submitted from now on with what *ports_of* gives; the threads may become more, never fewer."""
+        self._ports_of = ports_of
         self._threads = threads
         self.start()
 
     def submit(self, step: str, run: Run) -> None:
         """Have a step done as soon as a thread is free."""
         lane = self._reports if step == "report" else self._steps
-        lane.put((step, run, self._ports))
+        lane.put((step, run, self._ports_of))
 
     def _serve_forever(self, lane: Lane) -> None:
         while True:
-            step, run, ports = lane.get()
-            self._post(do_step(step, run, ports))
+            step, run, ports_of = lane.get()
+            self._post(do_step(step, run, ports_of))
 
 
-def do_step(step: str, run: Run, ports: Ports) -> StepDone:
+def do_step(step: str, run: Run, ports_of: PortsOf) -> StepDone:
     """Do one step and put what came of it, error or not, into a message."""
     try:
-        result = STEP_FUNCTIONS[step](run, ports)
+        result = STEP_FUNCTIONS[step](run, ports_of(run))
     except Exception as error:  # noqa: BLE001 - the control loop decides what an error means
         return StepDone(run.id, step, None, error)
     return StepDone(run.id, step, result, None)

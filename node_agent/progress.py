@@ -9,7 +9,8 @@ from dataclasses import replace
 import structlog
 
 from node_agent.availability import JOURNAL, Outside
-from node_agent.domain.lifecycle import Advance, StepResult, Wait, advance, code_of, next_step, status_of
+from node_agent.domain.jobstatus import number_of
+from node_agent.domain.lifecycle import Advance, StepResult, Wait, advance, next_step, status_of
 from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
@@ -119,7 +120,7 @@ class Progress:
             del self._due[run_id]
             if step == "admit":
                 self._room.enter(run)
-            elif step == "report":
+            elif step == "report" and not run.is_job:
                 self._outbox.enter(run)
             elif step is not None:
                 self._room.leave(run_id)
@@ -170,7 +171,7 @@ class Progress:
                 self.make_due(run.id, after=result.seconds)
         # only now: on a full disk nothing can be written down, and the pauses must grow
         self._retries.pop(run.id, None)
-        if step == "report" and run.outcome is not Outcome.CLOSED:
+        if step == "report" and run.outcome is not Outcome.CLOSED and not run.is_job:
             self.server_answered()
 
     def _move(self, run: Run, step: Advance) -> None:
@@ -181,7 +182,7 @@ class Progress:
             "run_advanced",
             to=moved.state.name.lower(),
             status=str(status_of(moved)),
-            status_code=code_of(moved),
+            status_code=number_of(moved),
             **_what_is_new(moved),
         )
         self.make_due(run.id)
@@ -232,7 +233,7 @@ class Progress:
             self._quiet.add(run.id)  # a courtesy must not hold the run up
         else:
             self._phases.note(run.id, error.message)
-        if step == "report":
+        if step == "report" and not run.is_job:
             self._outbox.failed(run.id, str(error), now=self._clock.monotonic())
         self._outside.trouble(error, of=run.id)
         tries = self._retries[run.id] = self._retries.get(run.id, 0) + 1
@@ -249,7 +250,7 @@ class Progress:
         self._journal.update(before, after, at=self._clock.now())
         self.disk_served(JOURNAL)
         self._runs.keep(after)
-        if after.announced is not before.announced:
+        if after.announced is not before.announced and not after.is_job:
             self._channel.tell_status(StatusChange(run=after, status=after.announced))
 
     def _forget(self, run: Run) -> None:
@@ -286,7 +287,11 @@ class Progress:
 
     def owed_bytes(self) -> int:
         """Say how large results and logs of all owed reports are."""
-        return sum(self._outbox.size(run.id) for run in self._runs if run.state is State.FINISHED)
+        return sum(
+            self._outbox.size(run.id)
+            for run in self._runs
+            if run.state is State.FINISHED and not run.is_job
+        )
 
     @property
     def owed_problem(self) -> str:
@@ -297,7 +302,7 @@ class Progress:
         """Say when a report is tried next, in seconds since the epoch; None when none waits, or one is on its way."""
         if self._outbox.is_sending:
             return None
-        owed = [run.id for run in self._runs if run.state is State.FINISHED]
+        owed = [run.id for run in self._runs if run.state is State.FINISHED and not run.is_job]
         now = self._clock.monotonic()
         times = [self._due.get(run_id, self._outbox.next_at(now)) for run_id in owed]
         soonest = min((at for at in times if at is not None), default=None)
@@ -332,7 +337,7 @@ class Progress:
         for listed in message.runs:
             known = self._runs.get(listed.id)
             if known is None:
-                self._take_in(listed, asked_at=message.asked_at)
+                self.take_in(listed, asked_at=message.asked_at)
             elif known.task.id != listed.task.id and not listed.fault:
                 self._displace(known)
         # No later list can have been asked for before this one.
@@ -353,7 +358,8 @@ class Progress:
             log_of(run).warning("report_refused", reason=reason)
             self._move(run, Advance(State.REPORTED, {"refusal": reason}))
 
-    def _take_in(self, listed: OpenRun, *, asked_at: float) -> None:
+    def take_in(self, listed: OpenRun, *, asked_at: float) -> None:
+        """Take in a run that is new here, as of a moment after *asked_at*."""
         run = Run(
             id=listed.id,
             task=listed.task,
@@ -397,7 +403,7 @@ class Progress:
         The list may have shifted between two pages, so that absence alone proves nothing.
         """
         for run in self._runs:
-            going = run.ending is None and run.state < State.FINISHED
+            going = run.ending is None and run.state < State.FINISHED and not run.is_job
             if going and run.id not in listed and self._learned_at[run.id] < asked_at:
                 self._suspects.add(run.id)
                 self.make_due(run.id)

@@ -78,8 +78,8 @@ class RunTable:
     def keep(self, run: Run) -> None:
         """Take a run in, or its newer form."""
         self._runs[run.id] = run
-        if run.token_hash is None:
-            return
+        if run.token_hash is None or run.is_job:
+            return  # jobs have nothing to say to the server
         if State.CREATED <= run.state <= State.RUNNING and run.ending is None:
             self._tokens[run.token_hash] = run.id
         else:

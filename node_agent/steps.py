@@ -7,23 +7,17 @@ or RunClosed (the server has closed the run); anything else is a bug.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from node_agent.admission import Admission
 from node_agent.company import take_beside_another
-from node_agent.domain import contract
 from node_agent.domain.claims import claim_time
 from node_agent.domain.container import (
-    ContainerLimits,
     ContainerReport,
     ContainerSpec,
-    Extras,
     Phase,
     PinnedImage,
     PullPolicy,
-    PullProgress,
     Relaxation,
     run_container_name,
 )
@@ -33,11 +27,9 @@ from node_agent.domain.gpu import gets_gpus
 from node_agent.domain.lifecycle import Advance, StepResult, Wait, status_of
 from node_agent.domain.mark import seconds_since
 from node_agent.domain.policy import matching_relaxation, parse_image
-from node_agent.domain.ports import Clock, Databases, FinalReport, Folders, RunFolders, Runtime, Seal, Server
-from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
-from node_agent.domain.runcontext import LARGEST_INPUT, input_too_large, run_context
-from node_agent.domain.runlogs import LogMask, LogSharing
-from node_agent.domain.service import Entrance, seen_by_algorithms
+from node_agent.domain.ports import FinalReport
+from node_agent.domain.run import ContainerId, Outcome, Run, State, Status
+from node_agent.domain.runlogs import LogSharing
 from node_agent.domain.symptoms import likely_limit
 from node_agent.errors import (
     ContainerLost,
@@ -52,56 +44,7 @@ from node_agent.errors import (
 from node_agent.inputs import ensure_input
 from node_agent.runlog import log_of
 from node_agent.sealing import learn_reader, seal_result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSettings:
-    """What the owner decided, as far as steps need it; sizes in bytes, times in seconds."""
-
-    node_name: str
-    pull: PullPolicy
-    relaxations: tuple[Relaxation, ...]
-    user: tuple[int, int]
-    limits: ContainerLimits
-    output_size: int
-    log_size: int
-    disk_size: int
-    """What a run and its job's temporary folder may take together while it runs."""
-    run_time: float
-    registry_patience: float
-    """How long a silent registry is asked again before the run fails."""
-    proxy_port: int
-    log_mask: LogMask
-    """What of a log nobody gets, not even this node's own files."""
-    log_sharing: LogSharing = LogSharing.FULL
-    extras: Extras = field(default_factory=Extras)
-    node_id: int = 0
-    egress_port: int | None = None
-    """None: there is no way outside."""
-    entrances: Mapping[str, Entrance] = field(default_factory=dict)
-    """What stands for each database server, by label."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """Everything a step may touch."""
-
-    server: Server
-    runtime: Runtime
-    folders: RunFolders
-    databases: Databases
-    admission: Admission
-    clock: Clock
-    settings: StepSettings
-    wanted: Callable[[RunId], bool]
-    """False as soon as the run's ending is decided; long steps ask it in between."""
-    progress: Callable[[RunId, PullProgress], None]
-    has_company: Callable[[], bool] = lambda: False
-    """Whether another agent works with this node's API key."""
-    pulled: Callable[[str, PinnedImage], None] = lambda _reference, _image: None
-    """Told when a pull brought an image that was not on this machine before."""
-    seal: Seal | None = None
-    """None: the collaboration is not encrypted."""
+from node_agent.stepports import Layout, Ports
 
 
 def admit(run: Run, ports: Ports) -> StepResult:
@@ -191,38 +134,18 @@ def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
 
 def create(run: Run, ports: Ports) -> StepResult:
     """Get the token, make the folders ready, create the container."""
-    entrances = ports.settings.entrances
-    chosen = ports.databases.choose(run.task.databases)
-    databases = tuple(seen_by_algorithms(database, entrances) for database in chosen)
+    databases = ports.databases.choose(run.task.databases)
     relaxation = _relaxation(run, ports)
-    _describe(run, ports, databases)
     token = ports.server.container_token(run.task.id, run.task.image)
-    folders = ports.folders.prepare(run.id, run.task.job, token=token, open_to_all=relaxation.image_user)
-    container = ports.runtime.ensure_container(_spec(run, ports, databases, folders, relaxation))
+    laid_out = ports.contract.lay_out(
+        run, ports, databases, token=token, open_to_all=relaxation.image_user
+    )
+    container = ports.runtime.ensure_container(_spec(run, ports, databases, laid_out, relaxation))
     return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
 
 
-def _describe(run: Run, ports: Ports, databases: tuple[Database, ...]) -> None:
-    """Make the run's description, where the owner wants one; the folders take it over with the input."""
-    if not ports.settings.extras.run_context:
-        return
-    content = ports.folders.read_input(run.id, limit=LARGEST_INPUT)
-    if content is None and ports.folders.has_context(run.id):
-        return
-    if content is None:
-        raise input_too_large()
-    described = run_context(
-        run,
-        content,
-        databases=databases,
-        node_id=ports.settings.node_id,
-        proxy_port=ports.settings.proxy_port,
-    )
-    ports.folders.store_context(run.id, described)
-
-
 def _spec(
-    run: Run, ports: Ports, databases: tuple[Database, ...], folders: Folders, relaxation: Relaxation
+    run: Run, ports: Ports, databases: tuple[Database, ...], laid_out: Layout, relaxation: Relaxation
 ) -> ContainerSpec:
     return ContainerSpec(
         name=run_container_name(ports.settings.node_name, run.id),
@@ -230,34 +153,16 @@ def _spec(
         image_id=_pinned(run),
         user=None if relaxation.image_user else ports.settings.user,
         groups=ports.databases.groups(databases),
-        environment=contract.environment(
-            run_id=run.id,
-            requests=run.task.databases,
-            databases=databases,
-            proxy_port=ports.settings.proxy_port,
-        )
-        | _extra_variables(run, ports)
-        | contract.way_out(egress_port=ports.settings.egress_port, inside=_entrance_names(databases, ports)),
-        mounts=contract.mounts(folders=folders, databases=databases),
-        gateway_names=_entrance_names(databases, ports),
+        environment=laid_out.environment,
+        mounts=laid_out.mounts,
+        command=laid_out.command,
+        gateway_names=laid_out.gateway_names,
         limits=ports.settings.limits,
         writable_root=relaxation.writable_root,
         capabilities=relaxation.capabilities,
         gpus=gets_gpus(run.task.image, ports.settings.extras.gpu, digest=run.digest),
         hosts=ports.settings.extras.hosts,
     )
-
-
-def _extra_variables(run: Run, ports: Ports) -> dict[str, str]:
-    extras = ports.settings.extras
-    # Readers of the description expect its path as it is.
-    described = {"RUN_CONTEXT_FILE": contract.run_context_path(run.id)} if extras.run_context else {}
-    return contract.encoded(extras.environment) | described
-
-
-def _entrance_names(databases: tuple[Database, ...], ports: Ports) -> tuple[str, ...]:
-    found = (ports.settings.entrances.get(database.label) for database in databases)
-    return tuple(dict.fromkeys(entrance.host for entrance in found if entrance is not None))
 
 
 def _relaxation(run: Run, ports: Ports) -> Relaxation:
@@ -300,7 +205,7 @@ def observe(run: Run, ports: Ports) -> StepResult:
         _check_limits(run, report, ports)
         return Wait({})
     _capture_log(run, ports)
-    ports.folders.capture_output(run.id, limit=ports.settings.output_size)
+    ports.contract.capture(run, ports)
     if report.exit_code == _KILLED and not report.out_of_memory:
         # The engine may learn why only after it learned that.
         report = ports.runtime.inspect(report.id) or report

@@ -8,6 +8,7 @@ transaction. Nothing here knows what a request looks like or how a container is 
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from node_agent.errors import ConfigError, DiskFull
 
 FILE_NAME = "compute.sqlite"
 _BUSY_SECONDS = 10.0
+_NEW_YEAR_2020 = 1_577_836_800
 
 ComputeJobId = NewType("ComputeJobId", str)
 """32 hexadecimal digits: cannot be guessed."""
@@ -35,11 +37,14 @@ _SCHEMA: tuple[str, ...] = (
         wish        TEXT NOT NULL,
         stop_asked  INTEGER NOT NULL DEFAULT 0,
         removed     INTEGER NOT NULL DEFAULT 0,
+        results_gone INTEGER NOT NULL DEFAULT 0,
         finished_at REAL,
         ending      TEXT
     );
+    CREATE TABLE job_content (number INTEGER PRIMARY KEY REFERENCES job, content BLOB NOT NULL);
     CREATE INDEX job_of_owner ON job (owner, number);
     CREATE INDEX job_open ON job (number) WHERE finished_at IS NULL;
+    CREATE INDEX job_with_results ON job (number) WHERE finished_at IS NOT NULL AND results_gone = 0;
     CREATE TABLE consent (
         id         TEXT PRIMARY KEY,
         consumer   TEXT NOT NULL,
@@ -89,14 +94,21 @@ class JobRecord:
     """What was asked, as the API understood it."""
     stop_asked: bool = False
     removed: bool = False
+    """Its owner deleted it: nobody is shown it any more."""
+    results_gone: bool = False
+    """What it left was deleted, by its owner or because it was kept long enough."""
     finished_at: float | None = None
     """Set once, when nothing about the job will change any more."""
     ending: Mapping[str, Any] | None = None
-    """How it ended: `status`, `statusText`, `exitCode`, …; None until then."""
+    """How it ended, the fields of a `JobEnding`; None until then."""
 
 
 class GrantUsedUp(Exception):
     """Somebody else used a grant up meanwhile."""
+
+
+class TooManyOpen(Exception):
+    """There are as many open jobs as there may be."""
 
 
 class Ledger:
@@ -163,10 +175,20 @@ class Ledger:
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def add_job(
-        self, job_id: ComputeJobId, *, owner: str, at: float, wish: Mapping[str, Any], grants: Sequence[str]
+        self,
+        job_id: ComputeJobId,
+        *,
+        owner: str,
+        at: float,
+        wish: Mapping[str, Any],
+        content: bytes,
+        grants: Sequence[str],
+        most_open: int,
     ) -> JobRecord:
-        """Write a job down and use its grants up, all or nothing. Raises GrantUsedUp."""
+        """Write a job down with its content and use its grants up, all or nothing. Raises GrantUsedUp, TooManyOpen."""
         with self._transaction() as connection:
+            if _count_open(connection) >= most_open:
+                raise TooManyOpen
             for grant in grants:
                 _use(connection, grant, at=at)
             added = connection.execute(
@@ -174,7 +196,14 @@ class Ledger:
                 (job_id, owner, at, json.dumps(wish)),
             )
             number = added.lastrowid or 0
+            connection.execute("INSERT INTO job_content (number, content) VALUES (?, ?)", (number, content))
         return JobRecord(number=number, id=job_id, owner=owner, created_at=at, wish=wish)
+
+    def content(self, number: int) -> bytes:
+        """Give the parameters and the code of an open job; empty when it has ended."""
+        with self._read() as connection:
+            row = connection.execute("SELECT content FROM job_content WHERE number = ?", (number,)).fetchone()
+            return bytes(row["content"]) if row else b""
 
     def job(self, job_id: str) -> JobRecord | None:
         """Find a job that was not removed."""
@@ -208,8 +237,7 @@ class Ledger:
     def count_open(self) -> int:
         """Count the jobs that have not ended."""
         with self._read() as connection:
-            row = connection.execute("SELECT count(*) AS n FROM job WHERE finished_at IS NULL").fetchone()
-            return int(row["n"])
+            return _count_open(connection)
 
     def ask_stop(self, job_id: ComputeJobId) -> None:
         """Note that the owner wants the job stopped; of a job that has ended, nothing is noted."""
@@ -219,26 +247,40 @@ class Ledger:
             )
 
     def finish_job(self, number: int, *, at: float, ending: Mapping[str, Any]) -> bool:
-        """Note how a job ended; False when that was noted before: nothing changes then."""
+        """Note how a job ended, and forget its content; False when that was noted before: nothing changes then."""
         with self._transaction() as connection:
             changed = connection.execute(
                 "UPDATE job SET finished_at = ?, ending = ? WHERE number = ? AND finished_at IS NULL",
                 (at, json.dumps(ending), number),
             )
+            connection.execute("DELETE FROM job_content WHERE number = ?", (number,))
             return changed.rowcount == 1
 
     def remove_job(self, job_id: ComputeJobId) -> None:
-        """Note that nothing of the job is kept any more."""
+        """Note that the owner of a job deleted it."""
         with self._transaction() as connection:
-            connection.execute("UPDATE job SET removed = 1 WHERE job_id = ?", (job_id,))
+            connection.execute("UPDATE job SET removed = 1, results_gone = 1 WHERE job_id = ?", (job_id,))
 
-    def finished_before(self, moment: float) -> list[JobRecord]:
-        """List the jobs whose results are kept although they ended before *moment*."""
+    def note_results_gone(self, number: int) -> None:
+        """Note that what a job left was deleted."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE job SET results_gone = 1 WHERE number = ?", (number,))
+
+    def with_results(self) -> list[JobRecord]:
+        """List the jobs that have ended and whose results are kept, oldest first."""
         with self._read() as connection:
             rows = connection.execute(
-                "SELECT * FROM job WHERE finished_at < ? AND removed = 0 ORDER BY number", (moment,)
+                "SELECT * FROM job WHERE finished_at IS NOT NULL AND results_gone = 0 ORDER BY number"
             )
             return [_to_job(row) for row in rows]
+
+    def forget_jobs(self, *, before: float) -> int:
+        """Forget the jobs that ended before that time and left nothing; say how many."""
+        with self._transaction() as connection:
+            gone = connection.execute(
+                "DELETE FROM job WHERE finished_at < ? AND results_gone = 1", (before,)
+            )
+            return gone.rowcount
 
     # --- grants -----------------------------------------------------------------------------------------------
 
@@ -290,6 +332,12 @@ class Ledger:
         self._connection.execute("PRAGMA synchronous = FULL")
         for number, script in enumerate(_SCHEMA[version:], start=version + 1):
             self._connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+        # Books that were lost and begun again must not give the numbers of the old ones: the journal knows those.
+        self._connection.execute(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'job', ? "
+            "WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'job')",
+            (int(time.time() - _NEW_YEAR_2020),),
+        )
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
@@ -308,6 +356,11 @@ class Ledger:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _count_open(connection: sqlite3.Connection) -> int:
+    row = connection.execute("SELECT count(*) AS n FROM job WHERE finished_at IS NULL").fetchone()
+    return int(row["n"])
 
 
 def _use(connection: sqlite3.Connection, grant: str, *, at: float) -> None:
@@ -329,6 +382,7 @@ def _to_job(row: sqlite3.Row) -> JobRecord:
         wish=json.loads(row["wish"]),
         stop_asked=bool(row["stop_asked"]),
         removed=bool(row["removed"]),
+        results_gone=bool(row["results_gone"]),
         finished_at=row["finished_at"],
         ending=json.loads(row["ending"]) if row["ending"] else None,
     )

@@ -25,11 +25,15 @@ from node_agent.errors import DiskFull, OutputTooLarge
 
 ARCHIVE = "outputs.tar"
 LOG = "algorithm.log"
+RESULT = "result.json"
+"""What the one output of a container of the vantage6 contract is called."""
+OUTPUT = "output"
 MAX_FILES = 1000
 MAX_ENTRIES = 100_000
 _DEEPEST = 50
 _HARMLESS = re.compile(r"[^A-Za-z0-9 ._+=@,()\[\]-]")
 _LONGEST_NAME = 200
+_LISTING = "files.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,37 +54,49 @@ class ResultStore:
         self._root = state_dir / "compute"
         self._root.mkdir(mode=0o700, exist_ok=True)
 
-    def publish(
-        self,
-        job_id: ComputeJobId,
-        *,
-        outputs: Path | None,
-        result: Path | None,
-        log: Path | None,
-        limit: int,
-    ) -> tuple[ResultFile, ...]:
-        """Keep what a job left; done already is fine. Raises OutputTooLarge, DiskFull.
+    def collect(self, job_id: ComputeJobId, *, outputs: Path | None, limit: int) -> None:
+        """Take over what an algorithm left in *outputs*, to be published later. Raises OutputTooLarge, DiskFull."""
+        if (self._root / job_id).exists():
+            return
+        with _disk_errors():
+            aside = self._fresh(job_id)
+            found = [] if outputs is None else list(_outputs_into(aside, outputs, limit=limit))
+            _write_listing(aside, found)
 
-        *outputs* is the folder an algorithm filled, *result* its one output file: of the two contracts, one has each.
-        """
+    def publish(self, job_id: ComputeJobId, *, result: Path | None, log: Path | None) -> None:
+        """Let what was collected be seen, with the one *result* file of the other contract and the log. Raises DiskFull."""
         final = self._root / job_id
-        if not final.exists():
-            aside = self._root / f"{job_id}.new"
-            with _disk_errors():
-                rmtree(aside, ignore_errors=True)
-                aside.mkdir(mode=0o700)
-                _fill(aside, outputs=outputs, result=result, log=log, limit=limit)
-                aside.rename(final)
-                _sync_folder(self._root)
-        return self.files(job_id)
+        if final.exists():
+            return
+        with _disk_errors():
+            aside = self._aside(job_id)
+            if not (aside / _LISTING).exists():
+                _write_listing(self._fresh(job_id), [])
+            found = [entry for entry in _read_listing(aside) if entry.type == OUTPUT and result is None]
+            if result is not None:
+                found.append(_copied(aside, 0, result, name=RESULT, kind=OUTPUT))
+            if log is not None:
+                found.append(_copied(aside, len(found), log, name=LOG, kind="algorithmLog"))
+            _write_listing(aside, found)
+            aside.rename(final)
+            _sync_folder(self._root)
+
+    def _aside(self, job_id: ComputeJobId) -> Path:
+        return self._root / f"{job_id}.new"
+
+    def _fresh(self, job_id: ComputeJobId) -> Path:
+        aside = self._aside(job_id)
+        rmtree(aside, ignore_errors=True)
+        aside.mkdir(mode=0o700)
+        return aside
+
+    def drop_collected(self, job_id: ComputeJobId) -> None:
+        """Delete what was collected and will not be published."""
+        rmtree(self._aside(job_id), ignore_errors=True)
 
     def files(self, job_id: ComputeJobId) -> tuple[ResultFile, ...]:
         """List what there is of a job, by index."""
-        try:
-            listed = json.loads((self._root / job_id / "files.json").read_text())
-        except FileNotFoundError:
-            return ()
-        return tuple(ResultFile(**entry) for entry in listed)
+        return tuple(_read_listing(self._root / job_id))
 
     def path(self, job_id: ComputeJobId, index: int) -> Path:
         """Say where the file number *index* lies."""
@@ -89,20 +105,26 @@ class ResultStore:
     def remove(self, job_id: ComputeJobId) -> None:
         """Delete everything of a job; already gone is fine."""
         rmtree(self._root / job_id, ignore_errors=True)
-        rmtree(self._root / f"{job_id}.new", ignore_errors=True)
+        self.drop_collected(job_id)
 
 
-def _fill(folder: Path, *, outputs: Path | None, result: Path | None, log: Path | None, limit: int) -> None:
-    found = list(_outputs_into(folder, outputs, limit=limit)) if outputs is not None else []
-    if result is not None:
-        found.append(_copied(folder, len(found), result, name="result.json", kind="output"))
-    if log is not None:
-        found.append(_copied(folder, len(found), log, name=LOG, kind="algorithmLog"))
-    with (folder / "files.json").open("w") as listing:
+def _write_listing(folder: Path, found: Sequence[ResultFile]) -> None:
+    # last, and in one go: what is collected counts from the moment it is listed
+    temporary = folder / f"{_LISTING}.new"
+    with temporary.open("w") as listing:
         json.dump([asdict(entry) for entry in found], listing)
         listing.flush()
         os.fsync(listing.fileno())
+    temporary.replace(folder / _LISTING)
     _sync_folder(folder)
+
+
+def _read_listing(folder: Path) -> list[ResultFile]:
+    try:
+        listed = json.loads((folder / _LISTING).read_text())
+    except FileNotFoundError:
+        return []
+    return [ResultFile(**entry) for entry in listed]
 
 
 def _copied(folder: Path, index: int, source: Path, *, name: str, kind: str) -> ResultFile:
@@ -158,7 +180,7 @@ def _taken(folder: Path, index: int, name: str, opened: int, budget: _Budget) ->
         copyfileobj(source, target)
         target.flush()
         os.fsync(target.fileno())
-        return ResultFile(index=index, filename=_shown(name), filesize=target.tell(), type="output")
+        return ResultFile(index=index, filename=_shown(name), filesize=target.tell(), type=OUTPUT)
 
 
 def _archived(folder: Path, index: int, names: Sequence[str], opened: int, budget: _Budget) -> ResultFile:
@@ -169,7 +191,7 @@ def _archived(folder: Path, index: int, names: Sequence[str], opened: int, budge
                 _add(archive, name, opened, prefix="", budget=budget, depth=0)
         target.flush()
         os.fsync(target.fileno())
-    return ResultFile(index=index, filename=ARCHIVE, filesize=path.stat().st_size, type="output")
+    return ResultFile(index=index, filename=ARCHIVE, filesize=path.stat().st_size, type=OUTPUT)
 
 
 def _add(

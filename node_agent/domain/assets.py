@@ -53,6 +53,8 @@ class DataSet:
     consumers: tuple[str, ...] | None = None
     """Who may ask at all, addresses in lower case; None is everybody whom the access check lets in."""
     denied_consumers: tuple[str, ...] = ()
+    as_files: bool = True
+    """Whether it can be shown as files; what lies behind a service can only be handed to a vantage6 algorithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,33 +61,6 @@ STATUS_OF_OUTCOME: Mapping[Outcome, Status] = {
     Outcome.BUG: Status.UNKNOWN_ERROR,
 }
 
-CODE_OF_STATE: Mapping[State, int] = {
-    State.RECEIVED: 1,
-    State.ADMITTED: 10,
-    State.PULLED: 20,
-    State.CREATED: 30,
-    State.RUNNING: 40,
-    State.CAPTURED: 50,
-    State.FINISHED: 60,
-    State.REPORTED: 70,
-    State.REMOVED: 70,
-}
-
-CODE_OF_OUTCOME: Mapping[Outcome, int] = {
-    Outcome.DATABASE_MISSING: 31,
-    Outcome.IMAGE_MISSING: 32,
-    Outcome.CRASHED: 41,
-    Outcome.OUT_OF_MEMORY: 41,
-    Outcome.FAILED: 41,
-    Outcome.NOT_ALLOWED: 41,
-    Outcome.START_FAILED: 41,
-    Outcome.TIME_LIMIT: 41,
-    Outcome.LOST: 41,
-    Outcome.BUG: 41,
-    Outcome.OUTPUT_TOO_LARGE: 42,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Advance:
     """A step got the run to state *to*; *facts* are the fields of the run it learned."""
@@ -129,18 +102,13 @@ def status_of(run: Run) -> Status:
     return STATUS_OF_STATE[run.state]
 
 
-def code_of(run: Run) -> int:
-    """Give the numbered status of *run*, as the compute API counts them."""
-    if run.outcome is not None and run.outcome in CODE_OF_OUTCOME:
-        return CODE_OF_OUTCOME[run.outcome]
-    return CODE_OF_STATE[run.state]
-
-
 _ORDER = (Status.PENDING, Status.INITIALIZING, Status.ACTIVE)
 
 
 def needs_announcement(run: Run) -> bool:
     """Tell whether the server has an older word for *run* than the one that is true now."""
+    if run.is_job:
+        return False  # whoever wants to know of a job asks
     if run.goal is Goal.STOP or run.state >= State.FINISHED or run.announced not in _ORDER:
         return False
     return _ORDER.index(status_of(run)) > _ORDER.index(run.announced)

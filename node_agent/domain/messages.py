@@ -58,6 +58,13 @@ class RunsListed:
 
 
 @dataclass(frozen=True, slots=True)
+class JobsHandedOver:
+    """The compute API's jobs that may begin now; their inputs are stored."""
+
+    runs: tuple[OpenRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ListingFailed:
     """A listing could not be had."""
 
@@ -184,6 +191,7 @@ Message = (
     | TaskHinted
     | KillRequested
     | RunsListed
+    | JobsHandedOver
     | ListingFailed
     | ContainerChanged
     | EngineWatched

@@ -113,20 +113,8 @@ class Body(Protocol):
         """Give the bytes, piece by piece."""
 
 
-class Server(Protocol):
-    """The coordinating server's REST side. Every call may raise ServerUnreachable or AccessDenied."""
-
-    def knock(self) -> None:
-        """Find out, at little cost to anybody, whether the server answers."""
-
-    def identify(self) -> NodeIdentity:
-        """Log in and learn who this node is."""
-
-    def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
-        """List the open runs of this node (of one task, if given), oldest first, page by page.
-
-        Ends normally only when the listing was complete.
-        """
+class Origin(Protocol):
+    """Where a run came from: what its steps ask and tell there. Every call may raise ServerUnreachable or AccessDenied."""
 
     def is_open(self, run_id: RunId) -> bool:
         """Tell whether the server still wants this run."""
@@ -155,12 +143,6 @@ class Server(Protocol):
     def report(self, run_id: RunId, final: FinalReport) -> None:
         """Deliver the final message. Raises RunClosed when the server refuses it for good."""
 
-    def forward(self, request: ProxiedRequest) -> AbstractContextManager[ProxiedResponse]:
-        """Pass an algorithm's call on with the algorithm's own token; the answer is open within the block.
-
-        Raises ServerUnreachable only, also while the answer is read.
-        """
-
     def find_task(self, task_id: TaskId) -> Task | None:
         """Look a task up; None when the server has none or does not show it."""
 
@@ -169,6 +151,28 @@ class Server(Protocol):
 
     def store_url(self, store_id: int) -> str | None:
         """Look the address of an algorithm store up; None when the server has none or does not show it."""
+
+
+class Server(Origin, Protocol):
+    """The coordinating server's REST side. Every call may raise ServerUnreachable or AccessDenied."""
+
+    def knock(self) -> None:
+        """Find out, at little cost to anybody, whether the server answers."""
+
+    def identify(self) -> NodeIdentity:
+        """Log in and learn who this node is."""
+
+    def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
+        """List the open runs of this node (of one task, if given), oldest first, page by page.
+
+        Ends normally only when the listing was complete.
+        """
+
+    def forward(self, request: ProxiedRequest) -> AbstractContextManager[ProxiedResponse]:
+        """Pass an algorithm's call on with the algorithm's own token; the answer is open within the block.
+
+        Raises ServerUnreachable only, also while the answer is read.
+        """
 
 
 class Seal(Protocol):
@@ -422,6 +426,26 @@ class RunFolders(Protocol):
 
     def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> "Folders":
         """Make everything ready that the container mounts; an output that exists already is left alone."""
+
+    def furnish(
+        self,
+        run_id: RunId,
+        *,
+        files: Mapping[str, bytes],
+        executable: Collection[str],
+        writable: Collection[str],
+        open_to_all: bool,
+    ) -> Path:
+        """Make the run's private folder with these files and these writable folders in it, by their names; give its path.
+
+        To be called before the container begins: later what lies there is the algorithm's.
+        """
+
+    def outputs_path(self, run_id: RunId, name: str) -> Path | None:
+        """Give the folder *name* of the private folder as the algorithm left it; None when it is none any more.
+
+        What lies in it is untrusted, and links in it lead anywhere.
+        """
 
     def capture_output(self, run_id: RunId, *, limit: int) -> int:
         """Take the algorithm's output over as the result and give its size in bytes.

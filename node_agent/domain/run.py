@@ -13,6 +13,10 @@ BlobId = NewType("BlobId", str)
 """Names what lies in the server's blob store: an input or a result, instead of standing in the server's books."""
 
 
+FIRST_JOB_RUN = RunId(1 << 40)
+"""Runs of the compute API's jobs are counted from here: no coordinating server gives such numbers."""
+
+
 class State(IntEnum):
     """How far a run is; it only grows."""
 
@@ -108,6 +112,11 @@ class Run:
     finished_at: float | None = None
     refusal: str = ""
     """Why the server took no final report of this run, which ends the matter; empty when it took it."""
+
+    @property
+    def is_job(self) -> bool:
+        """Tell whether the run came from the compute API, and not from the coordinating server."""
+        return self.id >= FIRST_JOB_RUN
 
     @property
     def goal(self) -> Goal:

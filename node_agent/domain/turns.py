@@ -25,8 +25,8 @@ PARENTS_PER_SLOT = 8
 """With so many parents for each slot first runs wait too: parents are containers all the same."""
 _GIB = 2**30
 
-Researcher = int | None
-"""Who asked, by the number of the user; subtasks carry that of the task they belong to."""
+Researcher = int | str | None
+"""Who asked: the number of the user, which subtasks share with the task they belong to, or a consumer's address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ Line = tuple[Kind, Researcher]
 
 def line_of(run: Run) -> Line:
     """Say where a run waits."""
-    return kind_of(run), run.task.init_user_id
+    return kind_of(run), run.task.init_user_id or run.task.init_user_name
 
 
 class Cause(StrEnum):

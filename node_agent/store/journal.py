@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from node_agent.domain.jobstatus import number_of
 from node_agent.domain.keeping import PulledImage
-from node_agent.domain.lifecycle import code_of, status_of
+from node_agent.domain.lifecycle import status_of
 from node_agent.domain.mark import Mark
 from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.task import DatabaseRequest, JobId, OrganizationId, Task, TaskId
@@ -255,7 +256,7 @@ def _to_summary(run: Run) -> dict[str, Any]:
         "digest": run.digest,
         "state": run.state.name.lower(),
         "status": str(status_of(run)),
-        "status_code": code_of(run),
+        "status_code": number_of(run),
         "outcome": run.outcome,
         "reason": run.reason,
         "refusal": run.refusal,

@@ -2,8 +2,9 @@
 
     <state_dir>/runs/000000012/          one run; 0700, the agent's
         input                            until the container's folder takes it over
-        mount/                           becomes /mnt/data in the container
+        mount/                           becomes /mnt/data in the container, or /data
             task-000000012/              input, output, token; owned by the container's user
+            outputs/, logs/              those of the Ocean contract; what else lies there then stays the agent's
         run_context.json                 only where the owner wants it; goes the way of the input
         result, log, log.final           what was taken over from the container
         reader.pub                       only in encrypted collaborations: for whom the result is sealed
@@ -20,7 +21,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -110,6 +111,33 @@ class DiskRunFolders:
                     self._hand_over(task / name, mode & 0o666)
             os.utime(temporary)
         return Folders(private=task.parent, temporary=temporary)
+
+    def furnish(
+        self,
+        run_id: RunId,
+        *,
+        files: Mapping[str, bytes],
+        executable: Collection[str],
+        writable: Collection[str],
+        open_to_all: bool,
+    ) -> Path:
+        """Make the run's private folder with these files and writable folders in it, by their names; give its path."""
+        private = self._folder(run_id) / "mount"
+        mode = 0o777 if open_to_all else 0o700
+        with disk_errors():
+            for folder in (private, *(private / name for name in writable)):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._hand_over(folder, mode)
+            for name, content in files.items():
+                _make_readable_folders(private, (private / name).parent)
+                _write(private / name, content)
+                (private / name).chmod(0o755 if name in executable else 0o644)
+        return private
+
+    def outputs_path(self, run_id: RunId, name: str) -> Path | None:
+        """Give the folder *name* of the private folder as the algorithm left it; None when it is none any more."""
+        path = self._folder(run_id) / "mount" / name
+        return path if path.is_dir() and not path.is_symlink() else None
 
     def capture_output(self, run_id: RunId, *, limit: int) -> int:
         """Take the algorithm's output over as the result and give its size in bytes."""
@@ -283,6 +311,14 @@ class DiskRunFolders:
         path.chmod(mode)
         if os.geteuid() == 0:
             os.chown(path, *self._user)
+
+
+def _make_readable_folders(root: Path, folder: Path) -> None:
+    """Make folders that stay the agent's, and that everybody may read."""
+    if folder != root and not folder.exists():
+        _make_readable_folders(root, folder.parent)
+        folder.mkdir()
+        folder.chmod(0o755)
 
 
 def _size_of(path: Path) -> int:

@@ -312,7 +312,7 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("status: {listen: 127.0.0.1:80}", "not available in this version"),
         ("encryption: {private_key: k.pem}", "must be an absolute path, or the name of a systemd credential"),
         ("encryption: {private_key: 3}", "must be the path of a file"),
-        ("compute_api: {listen: x}", "not available in this version"),
+        ("compute_api: {listen: x}", "is not address:port"),
         ("policy: {algorithms: ['x/y:1.0']}", "names a tag"),
         ("policy: {algorithms: ['x/y:1.0@sha256:" + "0" * 64 + "']}", "names a tag"),
         ("policy: {algorithms: ['x@sha256:12']}", "no valid digest"),

@@ -169,6 +169,13 @@ def test_every_setting_is_shown_with_its_default(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("written", ["36h", "90m", "1d", "3601s", "90s"])
+def test_a_duration_is_shown_to_the_second(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "alpha.yaml"
+    file.write_text(f"{REST}limits: {{run_time: {written}}}\n", encoding="utf-8")
+    assert effective_settings(file)["limits.run_time"] == written
+
+
 def test_no_secret_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "alpha.yaml"
     file.write_text(

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from node_agent.admission import Admission
 from node_agent.agent import Agent, Hands
+from node_agent.contracts import Vantage6Contract
 from node_agent.domain.container import ContainerLimits, Phase, PullPolicy
 from node_agent.domain.messages import KillRequested, Message, ServerOnline, SubtaskCreated, SweepDone
 from node_agent.domain.policy import Policy
@@ -28,7 +29,7 @@ from node_agent.errors import BlobUnreadable, EngineUnreachable, ServerUnreachab
 from node_agent.lister import Lister
 from node_agent.pool import do_step
 from node_agent.runtable import RunTable
-from node_agent.steps import Ports, StepSettings
+from node_agent.stepports import Ports, StepSettings
 from node_agent.store.journal import SqliteJournal, read_history
 from node_agent.store.rundir import DiskRunFolders
 from node_agent.sweep import Sweep
@@ -125,6 +126,7 @@ class Life:
                 folders=folders,
                 clock=world.clock,
             ),
+            contract=Vantage6Contract(),
             clock=world.clock,
             settings=SETTINGS,
             wanted=runs.is_wanted,
@@ -144,7 +146,7 @@ class Life:
             journal=Fused("journal", self._journal, fuse),
             channel=Fused("channel", ChannelBook(), fuse),
             hands=Hands(
-                submit=EagerPool(lambda step, run: do_step(step, run, ports), self.mailbox).submit,
+                submit=EagerPool(lambda step, run: do_step(step, run, lambda _: ports), self.mailbox).submit,
                 list_runs=self._lister.serve_one,
                 sweep=lambda: self._sweep(ports),
                 show=lambda _: None,

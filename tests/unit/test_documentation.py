@@ -60,6 +60,7 @@ def test_the_values_of_the_example_are_the_defaults() -> None:
         "extras",
         "docker_host",
         "logging",
+        "compute_api",
         "name",
         "state_dir",
     ):

@@ -7,20 +7,27 @@ from pathlib import Path
 import pytest
 
 from node_agent.domain.lifecycle import (
-    CODE_OF_OUTCOME,
-    CODE_OF_STATE,
     EDGES,
     STATUS_OF_OUTCOME,
     STATUS_OF_STATE,
     STEPS,
     Advance,
     advance,
-    code_of,
     needs_announcement,
     next_step,
     status_of,
 )
-from node_agent.domain.run import Goal, Outcome, State, Status
+from node_agent.domain.jobstatus import (
+    NUMBER_OF_OUTCOME,
+    NUMBER_OF_STATE,
+    PUBLISHING,
+    RUNNING,
+    WORDS,
+    ending_of,
+    going_on,
+    number_of,
+)
+from node_agent.domain.run import FIRST_JOB_RUN, ContainerId, Goal, Outcome, State, Status
 from node_agent.errors import IllegalTransition, RunFailed
 from node_agent.steps import STEP_FUNCTIONS
 from tests.doubles.core import make_run
@@ -41,10 +48,10 @@ def test_the_tables_are_total() -> None:
     assert set(EDGES) == set(State)
     assert set(STEPS) == set(State)
     assert all(set(steps) == set(Goal) for steps in STEPS.values())
-    assert set(CODE_OF_STATE) == set(State)
+    assert set(NUMBER_OF_STATE) == set(State)
     assert set(STATUS_OF_OUTCOME) == set(Outcome)
     assert set(STATUS_OF_STATE) == set(BEFORE_THE_END)
-    assert set(CODE_OF_OUTCOME) <= set(Outcome)
+    assert set(NUMBER_OF_OUTCOME) == set(Outcome)
 
 
 def test_states_only_grow() -> None:
@@ -75,7 +82,7 @@ def test_every_step_of_the_table_is_a_function() -> None:
 
 
 def test_codes_grow_with_the_states() -> None:
-    codes = [CODE_OF_STATE[state] for state in State]
+    codes = [NUMBER_OF_STATE[state] for state in State]
     assert codes == sorted(codes)
 
 
@@ -129,7 +136,7 @@ def test_an_outcome_is_written_once(new: Outcome | None) -> None:
 @pytest.mark.parametrize("state", BEFORE_THE_END)
 def test_before_the_end_the_state_is_told(state: State) -> None:
     assert status_of(make_run(state=state)) is STATUS_OF_STATE[state]
-    assert code_of(make_run(state=state)) == CODE_OF_STATE[state]
+    assert number_of(make_run(state=state)) == NUMBER_OF_STATE[state]
 
 
 @pytest.mark.parametrize("outcome", Outcome)
@@ -137,7 +144,65 @@ def test_before_the_end_the_state_is_told(state: State) -> None:
 def test_after_the_end_the_outcome_is_told(state: State, outcome: Outcome) -> None:
     run = make_run(state=state, outcome=outcome)
     assert status_of(run) is STATUS_OF_OUTCOME[outcome]
-    assert code_of(run) == CODE_OF_OUTCOME.get(outcome, CODE_OF_STATE[state])
+    if state >= State.REPORTED:
+        assert number_of(run) == NUMBER_OF_OUTCOME[outcome]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------
+
+MARKS: list[dict[str, object]] = [
+    {},
+    {"claimed_at": 1.0},
+    {"image_id": "sha256:1"},
+    {"container": ContainerId("c")},
+    {"started_at": 2.0},
+    {"exit_code": 1},
+]
+"""What a run has learned when it is in each of its states."""
+
+
+def is_bad(outcome: Outcome) -> bool:
+    return NUMBER_OF_OUTCOME[outcome] != NUMBER_OF_OUTCOME[Outcome.COMPLETED]
+
+
+WAYS = [
+    (last, outcome)
+    for last in BEFORE_THE_END
+    for outcome in Outcome
+    # an image, for example, cannot be missing once it was started
+    if not is_bad(outcome) or min(NUMBER_OF_STATE[last], RUNNING) < NUMBER_OF_OUTCOME[outcome]
+]
+
+
+@pytest.mark.parametrize(("last", "outcome"), WAYS)
+def test_numbers_never_fall_wherever_and_however_a_run_ends(last: State, outcome: Outcome) -> None:
+    bad = is_bad(outcome)
+    seen, facts = [], {}
+    for state, learned in zip(BEFORE_THE_END[:last], MARKS, strict=False):
+        facts |= learned if bad or "exit_code" not in learned else {"exit_code": 0}
+        seen.append(number_of(make_run(state=state, **facts)))
+    seen += [number_of(make_run(state=state, outcome=outcome, **facts)) for state in AFTER_THE_END]
+    assert seen == sorted(seen)
+    assert seen[-1] == NUMBER_OF_OUTCOME[outcome] == ending_of(make_run(outcome=outcome)).status
+
+
+def test_a_job_that_nobody_began_waits() -> None:
+    assert going_on(None) == NUMBER_OF_STATE[State.RECEIVED]
+
+
+def test_every_number_has_its_words() -> None:
+    assert {*NUMBER_OF_STATE.values(), *NUMBER_OF_OUTCOME.values()} <= set(WORDS)
+
+
+def test_no_job_is_over_before_its_last_word_was_written() -> None:
+    run = make_run(state=State.REMOVED, outcome=Outcome.COMPLETED)
+    assert going_on(run) == PUBLISHING
+
+
+def test_the_run_of_a_job_is_announced_to_nobody() -> None:
+    run = make_run(number=FIRST_JOB_RUN, state=State.RUNNING, announced=Status.INITIALIZING)
+    assert run.is_job
+    assert not needs_announcement(run)
 
 
 @pytest.mark.parametrize(
@@ -209,14 +274,14 @@ def drawn_states() -> str:
     for state in State:
         going, ending = (_code(STEPS[state][goal]) for goal in (Goal.RUN, Goal.STOP))
         told = STATUS_OF_STATE.get(state, "by outcome")
-        rows.append(f"| `{state.name}` | {going} | {ending} | {told} | {CODE_OF_STATE[state]} |")
+        rows.append(f"| `{state.name}` | {going} | {ending} | {told} | {NUMBER_OF_STATE[state]} |")
     return "\n".join(rows)
 
 
 def drawn_outcomes() -> str:
     rows = ["| Outcome | Status told | Status code |", "|---|---|---|"]
     for outcome in Outcome:
-        code = CODE_OF_OUTCOME.get(outcome, CODE_OF_STATE[State.REPORTED])
+        code = NUMBER_OF_OUTCOME.get(outcome, NUMBER_OF_STATE[State.REPORTED])
         rows.append(f"| `{outcome}` | {STATUS_OF_OUTCOME[outcome]} | {code} |")
     return "\n".join(rows)
 

@@ -350,7 +350,7 @@ def test_reports_that_hang_leave_the_threads_of_other_steps_alone(quick_dir: Pat
     server, posted = HangingServer(), queue.SimpleQueue[Any]()
     server.book.add(make_open_run(50))
     ports = replace(StepsBench(quick_dir).ports, server=server)
-    pool = StepPool(ports=ports, post=posted.put, threads=1)
+    pool = StepPool(ports_of=lambda _: ports, post=posted.put, threads=1)
     pool.start()
     for number in range(1, AT_ONCE + 1):
         pool.submit("report", finished(number))

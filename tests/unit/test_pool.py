@@ -9,7 +9,7 @@ from node_agent.domain.messages import Message, StepDone
 from node_agent.domain.run import RunId
 from node_agent.errors import RunClosed
 from node_agent.pool import StepPool
-from node_agent.steps import Ports
+from node_agent.stepports import Ports
 from tests.doubles.core import make_run
 
 SECONDS = 30.0
@@ -38,9 +38,9 @@ def ports(server: Server) -> Ports:
 
 def test_a_step_keeps_the_settings_it_was_submitted_with_and_the_next_one_gets_the_new_ones() -> None:
     posted: queue.Queue[Message] = queue.Queue()
-    pool = StepPool(ports=ports(Server(open=False)), post=posted.put, threads=0)
+    pool = StepPool(ports_of=lambda _: ports(Server(open=False)), post=posted.put, threads=0)
     pool.submit("verify", make_run(1))
-    pool.renew(ports=ports(Server(open=True)), threads=1)
+    pool.renew(ports_of=lambda _: ports(Server(open=True)), threads=1)
     pool.submit("verify", make_run(2))
     first, second = (cast("StepDone", posted.get(timeout=SECONDS)) for _ in range(2))
     assert isinstance(first.error, RunClosed)
@@ -49,8 +49,8 @@ def test_a_step_keeps_the_settings_it_was_submitted_with_and_the_next_one_gets_t
 
 def test_fewer_threads_are_no_fewer_threads() -> None:
     posted: queue.Queue[Message] = queue.Queue()
-    pool = StepPool(ports=ports(Server(open=True)), post=posted.put, threads=1)
+    pool = StepPool(ports_of=lambda _: ports(Server(open=True)), post=posted.put, threads=1)
     pool.start()
-    pool.renew(ports=ports(Server(open=True)), threads=0)
+    pool.renew(ports_of=lambda _: ports(Server(open=True)), threads=0)
     pool.submit("verify", make_run(1))
     assert cast("StepDone", posted.get(timeout=SECONDS)).error is None

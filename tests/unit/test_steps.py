@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from node_agent import steps
 from node_agent.admission import Admission
+from node_agent.contracts import Vantage6Contract
 from node_agent.domain import contract
 from node_agent.domain.container import (
     ContainerLimits,
@@ -41,6 +42,7 @@ from node_agent.errors import (
     TimeLimit,
 )
 from node_agent.inputs import PATIENCE_SECONDS
+from node_agent.stepports import Ports, StepSettings
 from node_agent.store.rundir import DiskRunFolders
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import (
@@ -57,7 +59,7 @@ from tests.doubles.core import (
 
 RUN = RunId(1)
 PATIENTS = Database(label="default", type=DatabaseType.CSV, uri="/srv/data/patients.csv")
-SETTINGS = steps.StepSettings(
+SETTINGS = StepSettings(
     log_mask=iter,
     node_name="alpha",
     pull=PullPolicy.ALWAYS,
@@ -86,7 +88,7 @@ class Bench:
         self.clock = ManualClock()
         self.unwanted: set[RunId] = set()
         self.progress: list[PullProgress] = []
-        self.ports = steps.Ports(
+        self.ports = Ports(
             server=self.server,
             runtime=self.engine,
             folders=DiskRunFolders(state_dir, user=(65534, 65534)),
@@ -99,6 +101,7 @@ class Bench:
                 folders=DiskRunFolders(state_dir, user=(65534, 65534)),
                 clock=self.clock,
             ),
+            contract=Vantage6Contract(),
             clock=self.clock,
             settings=SETTINGS,
             wanted=lambda run_id: run_id not in self.unwanted,
