@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.compute.ledger import FILE_NAME, ComputeJobId, Grant, GrantUsedUp, Ledger
+from node_agent.compute.ledger import FILE_NAME, ComputeJobId, Grant, GrantUsedUp, Ledger, TooManyOpen
 from node_agent.errors import ConfigError
 
 ANNE, BERT = "0x" + "a" * 40, "0x" + "b" * 40
@@ -32,9 +32,17 @@ def grant(**more: object) -> Grant:
     return Grant(**{**facts, **more})  # type: ignore[arg-type]
 
 
-def add(ledger: Ledger, name: str, *grants: str, owner: str = ANNE) -> int:
-    job_id = ComputeJobId(name * 32)
-    return ledger.add_job(job_id, owner=owner, at=10.0, wish={"a": 1}, grants=grants).number
+def add(ledger: Ledger, name: str, *grants: str, owner: str = ANNE, most_open: int = 100) -> int:
+    job = ledger.add_job(
+        ComputeJobId(name * 32),
+        owner=owner,
+        at=10.0,
+        wish={"a": 1},
+        content=b"code",
+        grants=grants,
+        most_open=most_open,
+    )
+    return job.number
 
 
 def test_a_nonce_counts_once_and_only_upwards(ledger: Ledger) -> None:
@@ -138,7 +146,38 @@ def test_numbers_of_jobs_are_never_given_twice(tmp_path: Path) -> None:
     again = Ledger(tmp_path)
     numbers.append(add(again, "3"))
     again.close()
-    assert numbers == [1, 2, 3]
+    assert numbers == [numbers[0], numbers[0] + 1, numbers[0] + 2]
+
+
+def test_books_begun_anew_do_not_count_from_the_beginning(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert add(ledger, "1") > 200_000_000
+    ledger.close()
+
+
+def test_parameters_and_code_are_kept_until_the_end(ledger: Ledger) -> None:
+    number = add(ledger, "1")
+    assert ledger.content(number) == b"code"
+    ledger.finish_job(number, at=20.0, ending={"status": 70})
+    assert ledger.content(number) == b""
+
+
+def test_of_many_starts_at_once_only_so_many_are_written_down(ledger: Ledger) -> None:
+    start, refused = threading.Barrier(8), list[str]()
+
+    def begin(name: str) -> None:
+        start.wait()
+        try:
+            add(ledger, name, most_open=3)
+        except TooManyOpen:
+            refused.append(name)
+
+    threads = [threading.Thread(target=begin, args=(str(number),)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (ledger.count_open(), len(refused)) == (3, 5)
 
 
 def test_the_secret_of_the_tokens_stays_the_same(tmp_path: Path) -> None:
