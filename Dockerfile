@@ -23,7 +23,7 @@ RUN set -eu; python3 -m venv --without-pip /opt/node-agent; \
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # An empty package stands in for the agent: a change of its code must not fetch everything anew.
 RUN set -eu; mkdir node_agent; touch node_agent/__init__.py README.md; \
-    ./pip install --quiet .; ./pip uninstall --quiet --yes node-agent; rm -rf node_agent README.md build; \
+    ./pip install --quiet ".[compute]"; ./pip uninstall --quiet --yes node-agent; rm -rf node_agent README.md build; \
     cd /opt/node-agent/lib/python3.*/site-packages; \
     rm -rf pandas/tests pyarrow/tests pyarrow/include pyarrow/src
 

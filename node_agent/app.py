@@ -294,7 +294,9 @@ class Application:
             seal=None if self._key is None else EnvelopeSeal(self._server.keys.of),
         )
         self._compute = self._compute_service()
-        self._pool = StepPool(ports_of=self._ports_of(self._ports), post=self._post, threads=slots + SPARE_THREADS)
+        self._pool = StepPool(
+            ports_of=self._ports_of(self._ports), post=self._post, threads=slots + SPARE_THREADS
+        )
         self._lister = Lister(
             server=self._server,
             folders=self._folders,
@@ -410,7 +412,9 @@ class Application:
     def _swap(self, settings: Settings, ports: Ports, live_logs: LiveLogs | None) -> None:
         before, self._settings = self._settings, settings
         self._ports, self._live_logs = ports, live_logs
-        self._pool.renew(ports_of=self._ports_of(ports), threads=settings.limits.concurrent_runs + SPARE_THREADS)
+        self._pool.renew(
+            ports_of=self._ports_of(ports), threads=settings.limits.concurrent_runs + SPARE_THREADS
+        )
         if (settings.share, settings.policy) != (before.share, before.policy):
             _in_background(self._find_node_facts, name="columns")
 

@@ -288,9 +288,7 @@ class Progress:
     def owed_bytes(self) -> int:
         """Say how large results and logs of all owed reports are."""
         return sum(
-            self._outbox.size(run.id)
-            for run in self._runs
-            if run.state is State.FINISHED and not run.is_job
+            self._outbox.size(run.id) for run in self._runs if run.state is State.FINISHED and not run.is_job
         )
 
     @property

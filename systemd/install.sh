@@ -78,7 +78,7 @@ ensure_program() {
   trap 'rm -rf "$source"' EXIT
   cp -R pyproject.toml README.md node_agent "$source"
   [ ! -e LICENSE ] || cp LICENSE "$source"
-  "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore "$source" ||
+  "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore "$source[compute]" ||
     fail "pip could not install the agent; its message stands above"
   ln -sfn "$prefix/bin/node-agent" "$command"
 }

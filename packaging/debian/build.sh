@@ -47,7 +47,7 @@ ensure_dependencies() {
   [ "$(cat "$dependencies.stamp" 2>/dev/null)" != "$stamp" ] || return 0
   say "fetching what the agent stands on for Python $minor"
   rm -rf "$dependencies" "$dependencies.stamp"
-  "$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+  "$python" -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["compute"], sep="\n")' \
     >"$work/requirements.txt"
   pip install -qq --no-compile --only-binary :all: --target "$dependencies" -r "$work/requirements.txt" ||
     fail "pip could not fetch what the agent stands on; its message stands above"

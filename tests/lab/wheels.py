@@ -34,8 +34,9 @@ def dependency_wheels(python_version: str) -> Path:
 
 
 def dependencies() -> list[str]:
-    """Return what the agent stands on, as pyproject.toml says."""
-    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    """Return what the agent stands on with its compute API, as pyproject.toml says."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["compute"]]
 
 
 def _download(wanted: list[str], python_version: str, folder: Path) -> None:
