@@ -41,6 +41,12 @@ class Vantage6Contract:
         """Take over the one output file. Raises OutputTooLarge, DiskFull."""
         ports.folders.capture_output(run.id, limit=ports.settings.output_size)
 
+    def has_result(self, run: Run, ports: Ports) -> bool:
+        """Tell whether the output had anything in it."""
+        # only what is not empty is ever sealed
+        result = ports.folders.sealed_path(run.id) or ports.folders.result_path(run.id)
+        return result is not None and result.stat().st_size > 0
+
 
 def entrance_names(databases: tuple[Database, ...], ports: Ports) -> tuple[str, ...]:
     """Give the names under which a container finds the database servers it asked for."""

@@ -76,6 +76,9 @@ class Contract(Protocol):
     def capture(self, run: Run, ports: "Ports") -> None:
         """Take over what the ended container left as its result. Raises OutputTooLarge, DiskFull."""
 
+    def has_result(self, run: Run, ports: "Ports") -> bool:
+        """Tell whether anything was taken over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:

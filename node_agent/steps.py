@@ -276,9 +276,7 @@ def _reason(run: Run, outcome: Outcome, ports: Ports) -> str:
         return ended + likely_limit(
             _end_of_log(run, ports), ports.settings.limits, free_disk=ports.folders.free_bytes()
         )
-    # only what is not empty is ever sealed
-    result = ports.folders.sealed_path(run.id) or ports.folders.result_path(run.id)
-    if result is None or result.stat().st_size == 0:
+    if not ports.contract.has_result(run, ports):
         return "The algorithm ended without an error but wrote no output."
     return ""
 

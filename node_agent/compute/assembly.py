@@ -3,8 +3,6 @@
 Must not know runs or containers.
 """
 
-from typing import assert_never
-
 from node_agent.compute.access import (
     Access,
     AskedCommand,
@@ -15,6 +13,7 @@ from node_agent.compute.access import (
 )
 from node_agent.compute.api import ComputeApi
 from node_agent.compute.authentication import Authentication
+from node_agent.compute.callback import fetch_of
 from node_agent.compute.desk import JobDesk
 from node_agent.compute.ledger import Ledger
 from node_agent.compute.pace import Pace
@@ -72,16 +71,12 @@ def listener_of(
 
 def _access_of(settings: Settings, ledger: Ledger, clock: Clock) -> Access:
     section = settings.compute_api
-    match section.access:
-        case AccessKind.DENY:
-            return DenyEverybody()
-        case AccessKind.ADDRESSES:
-            return ListedAddresses(section.addresses)
-        case AccessKind.GRANTS:
-            return Grants(ledger, clock)
-        case AccessKind.COMMAND:
-            return AskedCommand(section.command)
-        case AccessKind.CALLBACK:
-            return AskedService(fetch_of(section.callback))
-        case _:
-            assert_never(section.access)
+    if section.access is AccessKind.COMMAND and section.command is not None:
+        return AskedCommand(section.command)
+    if section.access is AccessKind.CALLBACK and section.callback is not None:
+        return AskedService(fetch_of(section.callback, ca_bundle=section.callback_ca_bundle))
+    if section.access is AccessKind.GRANTS:
+        return Grants(ledger, clock)
+    if section.access is AccessKind.ADDRESSES:
+        return ListedAddresses(section.addresses)
+    return DenyEverybody()

@@ -74,6 +74,11 @@ class OceanContract:
         outputs = ports.folders.outputs_path(run.id, oceancontract.OUTPUTS)
         self._results.collect(self._job.id, outputs=outputs, limit=ports.settings.output_size)
 
+    def has_result(self, run: Run, ports: Ports) -> bool:
+        """Tell whether there was any file among the outputs."""
+        del run, ports
+        return self._results.has_outputs(self._job.id)
+
     def _mounted(self, databases: Sequence[Database]) -> tuple[MountedDataSet, ...]:
         by_label = {database.label: database for database in databases}
         wish = self._job.wish

@@ -277,9 +277,7 @@ class Ledger:
     def forget_jobs(self, *, before: float) -> int:
         """Forget the jobs that ended before that time and left nothing; say how many."""
         with self._transaction() as connection:
-            gone = connection.execute(
-                "DELETE FROM job WHERE finished_at < ? AND results_gone = 1", (before,)
-            )
+            gone = connection.execute("DELETE FROM job WHERE finished_at < ? AND results_gone = 1", (before,))
             return gone.rowcount
 
     # --- grants -----------------------------------------------------------------------------------------------

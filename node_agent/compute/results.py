@@ -63,6 +63,10 @@ class ResultStore:
             found = [] if outputs is None else list(_outputs_into(aside, outputs, limit=limit))
             _write_listing(aside, found)
 
+    def has_outputs(self, job_id: ComputeJobId) -> bool:
+        """Tell whether anything was collected and not yet published."""
+        return bool(_read_listing(self._aside(job_id)))
+
     def publish(self, job_id: ComputeJobId, *, result: Path | None, log: Path | None) -> None:
         """Let what was collected be seen, with the one *result* file of the other contract and the log. Raises DiskFull."""
         final = self._root / job_id

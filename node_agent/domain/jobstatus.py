@@ -10,7 +10,16 @@ from types import MappingProxyType
 
 from node_agent.domain.run import Outcome, Run, State
 
-QUEUED, STARTED, CONFIGURING, PROVISIONED, RUNNING, FILTERING, PUBLISHING, FINISHED = 1, 10, 20, 30, 40, 50, 60, 70
+QUEUED, STARTED, CONFIGURING, PROVISIONED, RUNNING, FILTERING, PUBLISHING, FINISHED = (
+    1,
+    10,
+    20,
+    30,
+    40,
+    50,
+    60,
+    70,
+)
 EXPIRED = 2
 """A job that waited in the queue for longer than its consumer wanted."""
 

@@ -48,7 +48,9 @@ def files(
 ) -> dict[str, bytes]:
     """Give the files below `/data`; those of data sets are empty, for the real ones to be mounted on them."""
     places = {
-        input_name(data_set.did, number): b"" for data_set in data_sets for number in range(len(data_set.files))
+        input_name(data_set.did, number): b""
+        for data_set in data_sets
+        for number in range(len(data_set.files))
     }
     described = {f"{DOCUMENTS}/{short_did(did)}": content for did, content in documents.items()}
     own = {PARAMETERS: json.dumps(custom).encode()} | ({} if code is None else {CODE: code})

@@ -6,6 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.domain.jobstatus import (
+    NUMBER_OF_OUTCOME,
+    NUMBER_OF_STATE,
+    PUBLISHING,
+    RUNNING,
+    WORDS,
+    ending_of,
+    going_on,
+    number_of,
+)
 from node_agent.domain.lifecycle import (
     EDGES,
     STATUS_OF_OUTCOME,
@@ -16,16 +26,6 @@ from node_agent.domain.lifecycle import (
     needs_announcement,
     next_step,
     status_of,
-)
-from node_agent.domain.jobstatus import (
-    NUMBER_OF_OUTCOME,
-    NUMBER_OF_STATE,
-    PUBLISHING,
-    RUNNING,
-    WORDS,
-    ending_of,
-    going_on,
-    number_of,
 )
 from node_agent.domain.run import FIRST_JOB_RUN, ContainerId, Goal, Outcome, State, Status
 from node_agent.errors import IllegalTransition, RunFailed

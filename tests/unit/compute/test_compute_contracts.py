@@ -28,9 +28,7 @@ RUN = make_run(1)
 
 def job(**wish: Any) -> JobRecord:
     facts = {"labels": ["patients"], "inputs": [DATA], "algorithm": ALGORITHM, "entrypoint": "python $ALGO"}
-    return JobRecord(
-        number=1, id=ComputeJobId("1" * 32), owner="0x", created_at=1.0, wish={**facts, **wish}
-    )
+    return JobRecord(number=1, id=ComputeJobId("1" * 32), owner="0x", created_at=1.0, wish={**facts, **wish})
 
 
 class Scene:
@@ -200,6 +198,10 @@ def test_links_in_the_outputs_are_left_out(scene: Scene) -> None:
     (outputs / "inner" / "bad").symlink_to("/etc/passwd")
     (outputs / "worse").symlink_to(scene.patients)
     (outputs / "good").write_text("good")
+    contract = scene.contract(job())
+    assert not contract.has_result(RUN, scene.ports)
+    contract.capture(RUN, scene.ports)
+    assert contract.has_result(RUN, scene.ports)
     collected(scene)
     assert [entry.filename for entry in scene.results.files(job().id)] == ["good", "outputs.tar"]
 
