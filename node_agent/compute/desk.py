@@ -33,6 +33,7 @@ from node_agent.domain.jobstatus import (
     going_on,
 )
 from node_agent.domain.messages import JobsHandedOver, KillRequested, Message
+from node_agent.domain.oceancontract import RAW
 from node_agent.domain.ports import Clock, FinalReport, OpenRun
 from node_agent.domain.run import FIRST_JOB_RUN, Outcome, Run, RunId, State
 from node_agent.domain.task import DatabaseRequest, JobId, Task, TaskId
@@ -113,7 +114,15 @@ class JobDesk:
             raise Refused(f"{resource_name(0)}.serviceId", "order_invalid") from None
         except TooManyOpen:
             raise NoRoom from None
-        log.info("job_accepted", job_id=job.id, run_id=run_id_of(job), consumer=owner)
+        log.info(
+            "job_accepted",
+            job_id=job.id,
+            run_id=run_id_of(job),
+            consumer=owner,
+            labels=job.wish["labels"],
+            algorithm=job.wish["algorithm"] or RAW,
+            orders=job.wish["orders"],
+        )
         self._news.set()
         return job
 
