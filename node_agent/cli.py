@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from node_agent import __version__, screen
+from node_agent.compute.commands import grant, offer
 from node_agent.config_commands import config as config_group
 from node_agent.errors import AccessDenied, ConfigError, NodeAgentError, Transient
 from node_agent.options import config_option, examples, json_option, verbatim
@@ -200,8 +201,12 @@ def status(parts: "Parts", config: Path, *, as_json: bool) -> None:
 
     Whether it is alive, online and busy, and what it owes the server. Exit code 0 when it is running, 3 when it is not.
     """
-    seen = parts.sight(parts.load_place(config).state_dir)
-    click.echo(screen.as_json(screen.status_facts(seen)) if as_json else "\n".join(screen.status_lines(seen)))
+    settings = parts.load_place(config)
+    seen, api = parts.sight(settings.state_dir), parts.see_api(settings)
+    if as_json:
+        click.echo(screen.as_json(screen.status_facts(seen, api)))
+    else:
+        click.echo("\n".join([*screen.status_lines(seen), *screen.api_lines(api)]))
     if not seen.running:
         raise click.exceptions.Exit(EXIT_NOT_RUNNING)
 
@@ -428,6 +433,8 @@ def remove(parts: "Parts", config: Path) -> None:
 # the words of these commands only; their parts are imported when they are called, like all others
 commands.add_command(sandbox)
 commands.add_command(config_group)
+commands.add_command(offer)
+commands.add_command(grant)
 
 
 class _Lazy:

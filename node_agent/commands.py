@@ -20,6 +20,7 @@ from node_agent.config import ANY_MACHINE, Settings, load
 from node_agent.errors import NodeAgentError
 
 if TYPE_CHECKING:
+    from node_agent.compute.sighting import ApiSighting
     from node_agent.domain.ports import NodeIdentity
     from node_agent.encryption import KeyFacts, Upload
     from node_agent.pruning import Pruned
@@ -42,6 +43,8 @@ class Parts:
     check: Callable[[Settings, Sequence[str]], Iterable[CheckResult]]
     history: Callable[[Path, int], list[dict[str, Any]]]
     sight: Callable[[Path], "Sighting"]
+    see_api: Callable[[Settings], "ApiSighting | None"]
+    """Looks at the compute API; None when it is off."""
     agent: Callable[[int], "RunningAgent"]
     create_key: Callable[[Settings, Path | None], "KeyFacts"]
     show_key: Callable[[Settings], "KeyFacts"]
@@ -79,6 +82,15 @@ def sight(state_dir: Path) -> "Sighting":
     from node_agent.store import presence
 
     return presence.read(state_dir)
+
+
+def see_api(settings: Settings) -> "ApiSighting | None":
+    """Look at the compute API."""
+    if settings.compute_api.listen is None:
+        return None
+    from node_agent.compute import sighting
+
+    return sighting.see_api(settings.compute_api, settings.state_dir)
 
 
 def hold_agent(pid: int) -> "RunningAgent":
@@ -177,6 +189,7 @@ def check(settings: Settings, skipped: Sequence[str]) -> Iterator[CheckResult]:
     yield from _check_databases(settings)
     yield from _check_engine(settings, pid)
     yield from _check_gates(settings)
+    yield from _check_api(settings, pid)
     yield from _check_key(settings)
     if "server" not in skipped:
         yield from _check_registries(settings)
@@ -270,6 +283,14 @@ def _check_gates(settings: Settings) -> Iterator[CheckResult]:
     yield from openings.check(settings, Site.of(settings))
 
 
+def _check_api(settings: Settings, pid: int | None) -> Iterator[CheckResult]:
+    if settings.compute_api.listen is None:
+        return
+    from node_agent.compute import readiness
+
+    yield from readiness.check_api(settings, pid=pid)
+
+
 def _check_isolation(settings: Settings) -> Iterator[CheckResult]:
     from node_agent.runtime.probe import probe_isolation
     from node_agent.site import Site
@@ -356,6 +377,7 @@ PARTS: Final = Parts(
     check=check,
     history=history,
     sight=sight,
+    see_api=see_api,
     agent=hold_agent,
     create_key=create_key,
     show_key=show_key,

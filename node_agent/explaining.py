@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from node_agent.domain.policy import Policy
+from node_agent.domain.policy import Policy, is_consumer
 from node_agent.domain.verdict import NAMES_NOT_TOLD, Answer, Fact, Facts, Finding, Verdict, judge
 
 VERDICTS: Final[Mapping[Answer, str]] = MappingProxyType(
@@ -47,9 +47,13 @@ class Question:
 def explain(policy: Policy, question: Question) -> Verdict:
     """Let every rule look at what is known of a task."""
     verdict = judge(policy, _facts(question))
-    if question.user is None or _number(question.user) is not None or policy.users is None:
+    if question.user is None or not _is_a_name(question.user) or policy.users is None:
         return verdict
     return Verdict(tuple(_doubted(finding) for finding in verdict.findings))
+
+
+def _is_a_name(user: str) -> bool:
+    return _number(user) is None and not is_consumer(user.lower())
 
 
 def _doubted(finding: Finding) -> Finding:

@@ -56,7 +56,7 @@ EVENTS: Mapping[str, str] = {
     "compute_api_listening": "The compute API can be reached.",
     "compute_connection_lost": "A consumer went away in the middle of a call.",
     "compute_request": "A call of the compute API was answered: its route, status and time, and nothing of what was asked.",
-    "compute_request_bug": "A call of the compute API failed because of a mistake of ours; it was answered 500.",
+    "compute_request_bug": "A call of the compute API failed because of a mistake of ours; it was answered 503.",
     "compute_request_failed": "A call of the compute API could not be done now; the consumer was told to try again.",
     "configuration_reloaded": "The configuration was read again; `settings` names what changed and counts from now on.",
     "connection_unsteady": "The connection for events comes and goes; nothing more is said of it until that has settled.",

@@ -78,10 +78,11 @@ def as_json(value: object) -> str:
 
 def with_times(row: Mapping[str, Any]) -> dict[str, Any]:
     """Give a row with its moments in ISO 8601."""
-    return {key: _iso(value) if key in _TIMES else value for key, value in row.items()}
+    return {key: iso(value) if key in _TIMES else value for key, value in row.items()}
 
 
-def _iso(seconds: float | None) -> str | None:
+def iso(seconds: float | None) -> str | None:
+    """Write epoch seconds in ISO 8601; None when there is no such moment."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -163,8 +164,8 @@ def _least_width(column: Sequence[str]) -> int | None:
     return max(len(word) for cell in column for word in cell.split())
 
 
-def status_facts(seen: _Seen) -> dict[str, Any]:
-    """Give how the agent is, for another program."""
+def status_facts(seen: _Seen, api: Any = None) -> dict[str, Any]:
+    """Give how the agent is, and its compute API where it has one, for another program."""
     said = seen.presence
     facts = {} if said is None else {name: getattr(said, name) for name in said.__dataclass_fields__}
     current = seen.running and said is not None and said.pid == seen.pid
@@ -178,7 +179,20 @@ def status_facts(seen: _Seen) -> dict[str, Any]:
         "disk_read_only": seen.disk_read_only,
         "silent_for": round(seen.silent_for, 1),
         "silent": seen.is_silent,
+        "compute_api": None if api is None else {name: getattr(api, name) for name in _API_FACTS},
     }
+
+
+_API_FACTS = ("listen", "secured", "listening", "open_jobs")
+
+
+def api_lines(api: Any) -> list[str]:
+    """Say how the compute API is; nothing when it is off."""
+    if api is None:
+        return []
+    jobs = "jobs unknown: the books cannot be read" if api.open_jobs is None else f"{api.open_jobs} jobs open"
+    way = "listens" if api.listening else "does not listen"
+    return [f"compute {way} on {'https' if api.secured else 'http'}://{plain(api.listen)}, {jobs}"]
 
 
 def status_lines(seen: _Seen) -> list[str]:

@@ -5,23 +5,27 @@ say why a job ran; None refuses.
 """
 
 import json
-import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
+from node_agent.compute.callback import Fetch
 from node_agent.compute.ledger import Grant, Ledger
+from node_agent.compute.program import ask_program
 from node_agent.compute.signatures import Address
 from node_agent.domain.assets import DataSet
 from node_agent.domain.ports import Clock
 
 log = structlog.get_logger()
 
-ASK_SECONDS = 10.0
-_LONGEST_ANSWER = 4096
+ASK_SECONDS: Final = 10.0
+_LONGEST_REFERENCE: Final = 200
+_REFUSED: Final = 1
+"""The exit code of a command that says no; every other one but 0 refuses too, and is told as a fault."""
+_FINE: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +63,8 @@ class Access(Protocol):
 class DenyEverybody:
     """Lets nobody in: what counts until the owner chooses something else."""
 
-    def right_to(self, question: Question) -> str | None:
+    def right_to(self, question: Question) -> None:
         """Refuse."""
-        del question
 
 
 class ListedAddresses:
@@ -107,27 +110,17 @@ class AskedCommand:
     def right_to(self, question: Question) -> str | None:
         """Run the program; 0 lets in, and its first line of output is what stood for the right."""
         try:
-            answer = subprocess.run(
-                [str(self._command)],
-                input=json.dumps(question.as_object()).encode(),
-                capture_output=True,
-                timeout=self._seconds,
-                check=False,
+            answer = ask_program(
+                self._command, json.dumps(question.as_object()).encode(), seconds=self._seconds
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            log.warning("access_not_answered", by=str(self._command), reason=type(error).__name__)
+        except OSError as error:
+            log.warning("access_not_answered", by="command", reason=type(error).__name__)
             return None
-        if answer.returncode != 0:
-            return None
-        said = answer.stdout[:_LONGEST_ANSWER].decode(errors="replace").strip().splitlines()
-        return said[0][:200] if said else f"command:{self._command.name}"
-
-
-class Fetch(Protocol):
-    """Sends a question to an address and gives the status and the JSON of the answer."""
-
-    def __call__(self, question: Mapping[str, Any]) -> tuple[int, Any]:
-        """Ask. Raises OSError when nobody answers."""
+        if answer.code == 0:
+            return _reference(answer.said.decode(errors="replace")) or "command"
+        if answer.code != _REFUSED:
+            log.warning("access_not_answered", by="command", reason=f"exit code {answer.code}")
+        return None
 
 
 class AskedService:
@@ -143,6 +136,15 @@ class AskedService:
         except OSError as error:
             log.warning("access_not_answered", by="callback", reason=type(error).__name__)
             return None
-        if status != 200 or not isinstance(answer, dict) or answer.get("allowed") is not True:  # noqa: PLR2004
+        if status != _FINE or not isinstance(answer, dict) or "allowed" not in answer:
+            log.warning("access_not_answered", by="callback", reason=f"status {status}")
             return None
-        return str(answer.get("reference") or "callback")[:200]
+        if answer["allowed"] is not True:
+            return None
+        return _reference(str(answer.get("reference") or "")) or "callback"
+
+
+def _reference(text: str) -> str:
+    """Give the first line, as it may be logged and shown to the consumer."""
+    line = next(iter(text.strip().splitlines()), "")
+    return "".join(letter for letter in line if letter.isprintable())[:_LONGEST_REFERENCE]

@@ -11,7 +11,14 @@ from typing import Any
 
 from node_agent.compute.access import Access, Question
 from node_agent.compute.signatures import Address
-from node_agent.compute.wishes import Refused, Wish, WishedAlgorithm, WishedDataSet, resource_name
+from node_agent.compute.wishes import (
+    NOTHING_FROM_ELSEWHERE,
+    Refused,
+    Wish,
+    WishedAlgorithm,
+    WishedDataSet,
+    resource_name,
+)
 from node_agent.domain.assets import (
     Assets,
     CatalogueAlgorithm,
@@ -57,6 +64,7 @@ def admit(wish: Wish, assets: Assets, *, consumer: Address, access: Access) -> A
         _usable(wished, at, assets, consumer=consumer, algorithm=algorithm)
         for at, wished in enumerate(wish.data_sets)
     ]
+    _check_repeats(found)
     chosen = algorithm or _raw(wish.algorithm)
     _check_contract(wish, found, chosen)
     orders = tuple(
@@ -89,6 +97,8 @@ def _usable(
         raise Refused(f"{resource}.{where}", fault)
     if wished.service_id != data_set.service_id:
         raise Refused(f"{resource}.serviceId", "not_found")
+    if not data_set.as_files and (algorithm is None or algorithm.contract is JobContract.OCEAN):
+        raise Refused(f"{resource}.serviceId", "service_not_access_compute")
     code = credential_fault(data_set, consumer)
     if code:
         raise Refused(resource, f"Error: Access to asset {data_set.did} was denied with code: {code}.")
@@ -102,11 +112,19 @@ def _usable(
     return data_set
 
 
+def _check_repeats(found: list[DataSet]) -> None:
+    """Refuse a data set that is there twice: a container has one place for it."""
+    dids = [data_set.did for data_set in found]
+    for at, did in enumerate(dids):
+        if did in dids[:at]:
+            raise Refused(f"{resource_name(at)}.documentId", "repeated")
+
+
 def _raw(wished: WishedAlgorithm) -> RawAlgorithm:
     meta = dict(wished.meta or {})
     code = meta.get("rawcode")
     if any(meta.get(name) for name in _REFUSED_IN_META):
-        raise Refused("algorithm", "url_remote_envs_not_supported")
+        raise Refused("algorithm", NOTHING_FROM_ELSEWHERE)
     if not isinstance(code, str) or len(code) < SHORTEST_RAW_CODE:
         raise Refused("algorithm", "meta_oneof_url_rawcode_remote")
     if len(code.encode(errors="replace")) > MAX_RAW_CODE:

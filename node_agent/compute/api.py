@@ -1,4 +1,4 @@
-"""The compute API as a WSGI application: routes, answers, and refusals in the words its clients expect.
+"""The compute API as a WSGI application: what each route asks, of whom, and in which order.
 
 Owns HTTP and nothing else: who asks is found out by authentication.py, whether a job may run by admitting.py, and what
 becomes of it by the job desk. Nothing of a request is echoed, and nothing of it but its route is logged.
@@ -7,43 +7,53 @@ Every signed request goes the same way: fields are read, the asker is recognised
 there is, and only then the nonce is used up, before anything is done.
 """
 
-import json
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import structlog
-from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.routing import Map, Rule
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
 
 from node_agent.compute.access import Access
 from node_agent.compute.admitting import admit, container_fault
+from node_agent.compute.answers import answered, refused
 from node_agent.compute.authentication import Asker, Authentication, bad_signature, token_in
-from node_agent.compute.desk import JobDesk, NoRoom
+from node_agent.compute.desk import JobDesk
 from node_agent.compute.documents import document, file_list
-from node_agent.compute.fields import BadFields, Fields
-from node_agent.compute.layouts import Operation
+from node_agent.compute.fields import MAX_BODY, BadFields, Fields, body_of, is_body_read
+from node_agent.compute.layouts import Operation, has_other_readings
 from node_agent.compute.ledger import JobRecord, Ledger
-from node_agent.compute.objects import reduced
+from node_agent.compute.objects import Environment, given_in, reduced
 from node_agent.compute.openapi import openapi
-from node_agent.compute.pace import Pace, TooFast
-from node_agent.compute.signatures import Address, parse_address
+from node_agent.compute.pace import Pace, Places, peer_name
+from node_agent.compute.results import ResultFile
+from node_agent.compute.routes import BASE, ENDPOINTS, ROUTES
+from node_agent.compute.signatures import Address, parse_address, shown_address
+from node_agent.compute.signedbody import HEADER, Sent
 from node_agent.compute.tokens import AuthTokens, BadToken
-from node_agent.compute.wishes import Refused, Wish, dry_wish, newer_wish, specified_wish
-from node_agent.domain.assets import Assets
+from node_agent.compute.wishes import NO_PAYMENTS, Refused, Wish, dry_wish, newer_wish, specified_wish
+from node_agent.domain.assets import Assets, is_did
 from node_agent.domain.ports import Clock
-from node_agent.errors import Transient
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = structlog.get_logger()
 
-BASE = "/api/services"
-_UNKNOWN_JOB = "jobId"
+LONG_ANSWERS = 16
+LONG_ANSWERS_EACH = 8
+"""Files and logs on their way at once, of all and of one consumer: fewer than the server has threads."""
+_TOO_FAST = 429
+_DRAINED = 4 * MAX_BODY
+_PIECE = 64 << 10
+_MILLISECONDS = 10**11
+"""A point in time above this is not in seconds: clients of the newer dialect count finer."""
+_NO_SUCH_FILE = "The index is not that of a result of this job."
 
 
 class ComputeApi:
@@ -76,6 +86,7 @@ class ComputeApi:
         self._own_address = own_address
         self._about = {"software": software, "version": version}
         self._unsigned_status = unsigned_status
+        self._places = Places(most=LONG_ANSWERS, most_each=LONG_ANSWERS_EACH)
         self._actions: Mapping[str, Callable[[Request], Response]] = {
             "root": self._root,
             "nonce": self._nonce,
@@ -90,7 +101,7 @@ class ComputeApi:
             "initializeCompute": self._initialize,
             "fileinfo": self._file_info,
             "document": self._document,
-            "openapi": lambda _request: _json(openapi(version=version)),
+            "openapi": lambda _request: answered(openapi(version=version)),
             "validateContainer": self._validate_container,
             "computeStreamableLogs": self._live_log,
             "freeCompute": self._free_start,
@@ -102,54 +113,39 @@ class ComputeApi:
         """Answer one call; whatever happens, the client gets JSON and the agent lives on."""
         request = Request(environ)
         started = time.monotonic()
-        response = self._answered(request)
+        response = self._answer(request)
+        _read_rest(request)
+        response.headers["Connection"] = "close"
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        log.info(
+        # who asks too often is not to fill the log as well
+        log.log(
+            logging.DEBUG if response.status_code == _TOO_FAST else logging.INFO,
             "compute_request",
-            method=request.method[:10],
-            path=request.path[:100],
+            route=environ.get(_ROUTE, "unknown"),
             status=response.status_code,
             ms=round((time.monotonic() - started) * 1000),
         )
         return response(environ, start_response)
 
-    def _answered(self, request: Request) -> Response:  # noqa: PLR0911 - one for each kind of refusal
+    def _answer(self, request: Request) -> Response:
         try:
-            self._pace.take(f"peer:{request.remote_addr}")
-            name, _ = ROUTES.bind_to_environ(request.environ).match()
-            return self._actions[name](request)
-        except BadFields as refusal:
-            return _bad_fields(refusal)
-        except Refused as refusal:
-            return _json(refusal.body, 400)
-        except NoRoom:
-            return _json({"error": "Too many jobs are waiting here; try again later."}, 429, retry_after=60)
-        except TooFast as refusal:
-            return _json({"error": "Too many requests."}, 429, retry_after=refusal.seconds)
-        except HTTPException as error:
-            return _http_error(error)
-        except Transient as error:
-            log.warning("compute_request_failed", reason=str(error))
-            return _json({"error": "The node cannot do this now; try again later."}, 503, retry_after=5)
-        except Exception:
-            log.exception("compute_request_bug")
-            return _json(
-                {"error": "The node failed at this request; its operator finds why in its log."}, 500
-            )
+            self._pace.take(peer_name(request.remote_addr))
+            return self._actions[_route(request)](request)
+        except Exception as error:  # noqa: BLE001 - one for all: what is not foreseen is logged with its traceback
+            return refused(error)
 
     # --- without a signature ----------------------------------------------------------------------------------
 
-    def _root(self, request: Request) -> Response:
-        own = self._own_address
-        return _json(
+    def _root(self, _request: Request) -> Response:
+        own = shown_address(self._own_address)
+        return answered(
             {
                 **self._about,
                 "chainIds": [],
                 "providerAddress": own,
                 "providerAddresses": {"0": own},
                 "serviceEndpoints": {name: [method, path] for name, (method, path) in ENDPOINTS.items()},
-                "url": request.host_url,
             }
         )
 
@@ -159,17 +155,19 @@ class ComputeApi:
         address = parse_address(fields.raw("userAddress"))
         if address is None:
             raise BadFields({"userAddress": "The userAddress must be an address."})
-        return _json({"nonce": self._ledger.last_nonce(address)})
+        return answered({"nonce": self._ledger.last_nonce(address)})
 
     def _environments(self, _request: Request) -> Response:
-        return _json(self._desk.environments_shown(self._own_address))
+        return answered(self._desk.environments_shown(self._own_address))
 
     def _validate_container(self, request: Request) -> Response:
-        container = dict(Fields.of(request).tree)
-        fault = container_fault(container)
+        fields = Fields.of(request)
+        fault = container_fault(fields.tree)
         if fault:
-            return _json({"error": fault}, 400)
-        return _json(container)
+            raise Refused("", fault)
+        shown = {name: fields.text(name) for name in _OF_CONTAINERS if name in fields}
+        parameters = fields.raw("consumerParameters")
+        return answered(shown if parameters is None else {**shown, "consumerParameters": parameters})
 
     def _file_info(self, request: Request) -> Response:
         fields = Fields.of(request)
@@ -177,14 +175,14 @@ class ComputeApi:
         found = file_list(self._assets, fields.text("did"), fields.text("serviceId"))
         if found is None:
             raise Refused("did", "did_not_found")
-        return _json(found)
+        return answered(found)
 
     def _document(self, request: Request) -> Response:
         did = request.path.rpartition("/")[2]
         found = document(self._assets, did, base=request.host_url.rstrip("/"), own_address=self._own_address)
         if found is None:
             raise NotFound
-        return _json(found)
+        return answered(found)
 
     def _initialize(self, request: Request) -> Response:
         """Say whether a start would be let in, and what to name then; nothing is begun and nothing used up."""
@@ -196,21 +194,21 @@ class ComputeApi:
         wish = dry_wish(fields)
         if not wish.newer and (wish.valid_until or 0) <= self._clock.now():
             raise Refused("", "The validUntil value is not correct.")
-        self._desk.environment(wish.environment)
+        _check_resources(wish, self._desk.environment(wish.environment))
         admitted = admit(wish, self._assets, consumer=consumer, access=self._access)
         shown: dict[str, Any] = {"datasets": [{"validOrder": order} for order in admitted.orders]}
         if wish.algorithm.name:
             shown["algorithm"] = {
                 "validOrder": admitted.orders[0] if admitted.orders else wish.algorithm.name
             }
-        return _json(shown)
+        return answered(shown)
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def _start(self, request: Request) -> Response:
         fields = Fields.of(request)
         if fields.raw("datasets") is not None:
-            raise Refused("", "payments not supported; use freeCompute")
+            raise Refused("", NO_PAYMENTS)
         return self._begun(request, fields, Operation.START, specified_wish)
 
     def _free_start(self, request: Request) -> Response:
@@ -219,48 +217,58 @@ class ComputeApi:
     def _begun(
         self, request: Request, fields: Fields, operation: Operation, read: Callable[[Fields], Wish]
     ) -> Response:
-        fields.demand("consumerAddress", "nonce")
-        asker = self._recognise(request, operation, fields)
         wish = read(fields)
+        asker = self._recognise(request, operation, fields)
+        first = wish.data_sets[0].name
+        if not self._exists(first):
+            # perhaps the beginning of another name, and the digits behind it were no part of the nonce
+            raise Refused("dataset.documentId", "did_not_found")
         self._authentication.use_nonce(asker)
-        self._desk.environment(wish.environment)
+        _check_resources(wish, self._desk.environment(wish.environment))
         admitted = admit(wish, self._assets, consumer=asker.address, access=self._access)
         job = self._desk.take_in(wish, admitted, owner=asker.address)
-        return _json([self._shown(request, job)])
+        return answered([self._shown(job)])
+
+    def _exists(self, name: str) -> bool:
+        return is_did(name) or self._assets.data_set(name) is not None
 
     def _status(self, request: Request) -> Response:
         fields = Fields.of(request)
-        # the newer dialect asks for a status with a token and without a nonce: that is answered as to anybody
-        if fields.text("signature") or ("nonce" in fields and token_in(request.headers)):
-            asker = self._recognise(request, Operation.STATUS, fields)
-            jobs = self._asked_for(fields, asker)
-            self._authentication.use_nonce(asker)
-            return _json([self._shown(request, job) for job in jobs])
+        if _wants_to_be_known(request, fields):
+            return self._signed_status(request, fields)
         fields.demand("consumerAddress")
         job = self._desk.find(fields.text("jobId")) if self._unsigned_status else None
         if job is None or job.owner != parse_address(fields.raw("consumerAddress")):
-            return _json([])
-        return _json([reduced(self._shown(request, job))])
+            return answered([])
+        return answered([reduced(self._shown(job))])
 
-    def _asked_for(self, fields: Fields, asker: Asker) -> list[JobRecord]:
+    def _signed_status(self, request: Request, fields: Fields) -> Response:
+        asker = self._recognise(request, Operation.STATUS, fields)
+        named = fields.text("documentId")
+        jobs = self._asked_for(fields, asker, named=named)
+        if not jobs and ("jobId" in fields or (named and not self._exists(named))):
+            # a text that names nothing is perhaps cut in the wrong place: its nonce is left alone
+            return answered([])
+        self._authentication.use_nonce(asker)
+        return answered([self._shown(job) for job in jobs])
+
+    def _asked_for(self, fields: Fields, asker: Asker, *, named: str) -> list[JobRecord]:
         if "jobId" not in fields:
             jobs = self._desk.jobs_of(asker.address)
         else:
             job = self._desk.find(fields.text("jobId"))
             jobs = [job] if job is not None and job.owner == asker.address else []
-        name = fields.text("documentId")
-        return [job for job in jobs if not name or name in {*job.wish["inputs"], *job.wish["labels"]}]
+        return [job for job in jobs if not named or _is_about(job, named)]
 
     def _stop(self, request: Request) -> Response:
         job = self._own_job(request, Operation.STOP)
         self._desk.stop(job)
-        return self._once_more(request, job)
+        return answered([self._shown(job)])
 
     def _delete(self, request: Request) -> Response:
         job = self._own_job(request, Operation.DELETE)
-        shown = self._shown(request, job)
         self._desk.delete(job)
-        return _json([{**shown, "removed": 1, "statusText": "Job deleted successfully", "results": []}])
+        return answered([self._shown(job)])
 
     def _own_job(self, request: Request, operation: Operation) -> JobRecord:
         """Find the job of a signed request and use the nonce up; a stranger learns nothing from the refusal."""
@@ -274,52 +282,75 @@ class ComputeApi:
         self._authentication.use_nonce(asker)
         return job
 
-    def _once_more(self, request: Request, job: JobRecord) -> Response:
-        return _json([self._shown(request, self._desk.find(job.id) or job)])
-
     def _result(self, request: Request) -> Response:
         fields = Fields.of(request)
-        fields.demand("jobId", "index", "consumerAddress", "nonce")
-        asker = self._recognise(request, Operation.RESULT, fields)
-        index = fields.whole("index", most=100_000)
-        job = self._desk.find(fields.text("jobId"))
-        if job is None or not _may_read(job, asker.address):
-            raise bad_signature()
+        fields.demand("consumerAddress", "jobId", "index", "nonce")
+        asker, job = self._reader(request, Operation.RESULT, fields)
         files = self._desk.files(job)
+        index = fields.whole("index")
         if index is None or index >= len(files):
-            raise BadFields({"index": "The index is not that of a result of this job."})
-        self._authentication.use_nonce(asker)
-        found = files[index]
-        response = send_file(
-            self._desk.path(job, index),
-            request.environ,
-            mimetype="application/octet-stream",
-            as_attachment=True,
-            download_name=found.filename,
-            conditional=True,
-            etag=f"{job.id}-{index}",
-        )
+            raise BadFields({"index": _NO_SUCH_FILE})
+        give_back = self._places.take(asker.address)
+        try:
+            if has_other_readings(fields.text("index"), fields.text("nonce"), files=len(files)):
+                self._authentication.use_message(asker, now=self._clock.now())
+            self._authentication.use_nonce(asker)
+            response = self._file(request, job, files[index])
+        except BaseException:
+            give_back()
+            raise
+        response.call_on_close(give_back)
+        return response
+
+    def _file(self, request: Request, job: JobRecord, found: ResultFile) -> Response:
+        try:
+            response = send_file(
+                self._desk.path(job, found.index),
+                request.environ,
+                mimetype="application/octet-stream",
+                as_attachment=True,
+                download_name=found.filename,
+                conditional=True,
+                etag=f"{job.id}-{found.index}",
+            )
+        except FileNotFoundError:
+            raise BadFields({"index": _NO_SUCH_FILE}) from None
+        # else nobody would be told when the last byte is sent
+        response.direct_passthrough = False
         response.headers["Access-Control-Expose-Headers"] = "Content-Disposition"
         return response
 
     def _live_log(self, request: Request) -> Response:
         fields = Fields.of(request)
-        fields.demand("jobId", "consumerAddress", "nonce")
-        asker = self._recognise(request, Operation.LOG, fields)
+        fields.demand("consumerAddress", "jobId", "nonce")
+        asker, job = self._reader(request, Operation.LOG, fields)
+        give_back = self._places.take(asker.address)
+        try:
+            self._authentication.use_nonce(asker)
+            written = self._desk.live_log(job)
+        except BaseException:
+            give_back()
+            raise
+        if written is None:
+            give_back()
+            return answered({"error": "Job is not running, or its log is not shared."}, 404)
+        response = Response(written, content_type="application/octet-stream")
+        response.call_on_close(give_back)
+        return response
+
+    def _reader(self, request: Request, operation: Operation, fields: Fields) -> tuple[Asker, JobRecord]:
+        """Find the job somebody wants to read of; a stranger learns nothing from the refusal."""
+        asker = self._recognise(request, operation, fields)
         job = self._desk.find(fields.text("jobId"))
         if job is None or not _may_read(job, asker.address):
             raise bad_signature()
-        self._authentication.use_nonce(asker)
-        written = self._desk.live_log(job)
-        if written is None:
-            return _json({"error": "Job is not running, or its log is not shared."}, 404)
-        return Response(written, content_type="application/octet-stream")
+        return asker, job
 
-    def _shown(self, request: Request, job: JobRecord) -> dict[str, Any]:
-        return self._desk.shown(job, base=f"{request.host_url.rstrip('/')}{BASE}")
+    def _shown(self, job: JobRecord) -> dict[str, Any]:
+        return self._desk.shown(job, base=BASE)
 
     def _recognise(self, request: Request, operation: Operation, fields: Fields) -> Asker:
-        asker = self._authentication.recognise(operation, fields, request.headers)
+        asker = self._authentication.recognise(operation, fields, _sent(request))
         self._pace.take(f"address:{asker.address}")
         return asker
 
@@ -327,67 +358,105 @@ class ComputeApi:
 
     def _create_token(self, request: Request) -> Response:
         fields = Fields.of(request)
-        fields.demand("address", "expiration", "nonce", "signature")
-        return _json({"token": self._new_token(fields, "expiration")})
+        fields.demand("address", "expiration", "nonce", *_signature(request))
+        return self._new_token(request, fields, "expiration", fields.whole("expiration"))
 
     def _create_newer_token(self, request: Request) -> Response:
         fields = Fields.of(request)
-        fields.demand("address", "nonce", "signature")
-        return _json({"token": self._new_token(fields, "validUntil")})
+        fields.demand("address", "nonce", *_signature(request))
+        until = fields.whole("validUntil")
+        if until is not None and until > _MILLISECONDS:
+            until //= 1000
+        return self._new_token(request, fields, "validUntil", until)
 
-    def _new_token(self, fields: Fields, until: str) -> str:
-        asker = self._authentication.recognise(Operation.CREATE_TOKEN, fields, {}, by_token=False)
-        expires_at = fields.whole(until)
-        self._authentication.use_nonce(asker)
+    def _new_token(self, request: Request, fields: Fields, name: str, wanted: int | None) -> Response:
+        asker = self._signer(request, Operation.CREATE_TOKEN, fields)
         try:
-            return self._tokens.create(asker.address, expires_at=expires_at, nonce=asker.nonce)
+            until = self._tokens.expiry(wanted)
         except BadToken as refusal:
-            raise BadFields({until: str(refusal)}) from refusal
+            raise BadFields({name: str(refusal)}) from refusal
+        self._authentication.use_nonce(asker)
+        return answered({"token": self._tokens.create(asker.address, expires_at=until, nonce=asker.nonce)})
 
     def _delete_token(self, request: Request) -> Response:
         self._revoke(request)
-        return _json({"success": "Token has been deactivated."})
+        return answered({"success": "Token has been deactivated."})
 
     def _delete_newer_token(self, request: Request) -> Response:
         self._revoke(request)
-        return _json({"success": True})
+        return answered({"success": True})
 
     def _revoke(self, request: Request) -> None:
         fields = Fields.of(request)
-        fields.demand("address", "token", "nonce", "signature")
-        asker = self._authentication.recognise(Operation.DELETE_TOKEN, fields, {}, by_token=False)
+        fields.demand("address", "token", "nonce", *_signature(request))
+        asker = self._signer(request, Operation.DELETE_TOKEN, fields)
         self._authentication.use_nonce(asker)
-        with _token_refusals():
+        try:
             self._tokens.revoke(fields.text("token"), asker.address)
+        except BadToken as refusal:
+            raise Refused("", str(refusal)) from refusal
+
+    def _signer(self, request: Request, operation: Operation, fields: Fields) -> Asker:
+        """Find out who asks for a token, or for the end of one: a token is no proof of that."""
+        if self._authentication.only_signed_bodies:
+            raise Refused("", "Tokens are not used here: every request is signed with its body.")
+        asker = self._authentication.recognise_signer(operation, fields, _sent(request))
+        self._pace.take(f"address:{asker.address}")
+        return asker
 
 
-ENDPOINTS: Mapping[str, tuple[str, str]] = {
-    "nonce": ("GET", f"{BASE}/nonce"),
-    "computeEnvironments": ("GET", f"{BASE}/computeEnvironments"),
-    "computeStart": ("POST", f"{BASE}/compute"),
-    "computeStatus": ("GET", f"{BASE}/compute"),
-    "computeStop": ("PUT", f"{BASE}/compute"),
-    "computeDelete": ("DELETE", f"{BASE}/compute"),
-    "computeResult": ("GET", f"{BASE}/computeResult"),
-    "createAuthToken": ("GET", f"{BASE}/createAuthToken"),
-    "deleteAuthToken": ("DELETE", f"{BASE}/deleteAuthToken"),
-    "initializeCompute": ("POST", f"{BASE}/initializeCompute"),
-    "fileinfo": ("POST", f"{BASE}/fileinfo"),
-    "validateContainer": ("POST", f"{BASE}/validateContainer"),
-    "computeStreamableLogs": ("GET", f"{BASE}/computeStreamableLogs"),
-    "freeCompute": ("POST", f"{BASE}/freeCompute"),
-    "generateAuthToken": ("POST", f"{BASE}/auth/token"),
-    "invalidateAuthToken": ("POST", f"{BASE}/auth/token/invalidate"),
-}
-ROUTES = Map(
-    [
-        Rule("/", methods=["GET"], endpoint="root"),
-        Rule(f"{BASE}/openapi.json", methods=["GET"], endpoint="openapi"),
-        Rule("/api/aquarius/assets/ddo/<did>", methods=["GET"], endpoint="document"),
-        *(Rule(path, methods=[method], endpoint=name) for name, (method, path) in ENDPOINTS.items()),
-    ],
-    strict_slashes=False,
-)
+_TOKEN_HEADERS = ("AuthToken", "Authorization")
+_ROUTE = "node_agent.route"
+_OF_CONTAINERS = ("entrypoint", "image", "tag", "checksum")
+
+
+def _route(request: Request) -> str:
+    """Say what is asked for, by the name of its route."""
+    adapter = ROUTES.bind("node")
+    name, _ = adapter.match(request.path, method=request.method)
+    if request.method == "HEAD":
+        raise MethodNotAllowed(adapter.allowed_methods(request.path))
+    request.environ[_ROUTE] = name
+    return str(name)
+
+
+def _sent(request: Request) -> Sent:
+    uri = urlsplit(request.environ.get("REQUEST_URI", ""))
+    target = f"{uri.path}?{uri.query}" if uri.query else uri.path
+    return Sent(
+        method=request.method,
+        target=target,
+        body=body_of(request),
+        token=token_in(*(request.headers.get(name) for name in _TOKEN_HEADERS)),
+        signed_body=request.headers.get(HEADER),
+    )
+
+
+def _read_rest(request: Request) -> None:
+    """Take in what is left of a body: to a client that is still sending, the answer would be lost."""
+    left = 0 if is_body_read(request) else min(request.content_length or 0, _DRAINED)
+    with suppress(OSError, HTTPException):
+        while left > 0:
+            piece = request.stream.read(min(left, _PIECE))
+            left = left - len(piece) if piece else 0
+
+
+def _signature(request: Request) -> tuple[str, ...]:
+    """Name the field that must be there where nothing else stands for it."""
+    return () if HEADER in request.headers else ("signature",)
+
+
+def _wants_to_be_known(request: Request, fields: Fields) -> bool:
+    """Tell whether a status is asked for under a signature; the newer dialect sends a token and no nonce, as anybody."""
+    sent = _sent(request)
+    signed = sent.signed_body is not None or "signature" in fields
+    return signed or ("nonce" in fields and bool(sent.token))
+
+
+def _check_resources(wish: Wish, environment: Environment) -> None:
+    given = given_in(environment)
+    if any(amount > given.get(name, 0) for name, amount in wish.resources.items()):
+        raise Refused("resources", "not_available")
 
 
 def _is_about(job: JobRecord, name: str) -> bool:
@@ -396,30 +465,3 @@ def _is_about(job: JobRecord, name: str) -> bool:
 
 def _may_read(job: JobRecord, address: Address) -> bool:
     return address == job.owner or address in job.wish.get("viewers", ())
-
-
-@contextmanager
-def _token_refusals() -> Iterator[None]:
-    try:
-        yield
-    except BadToken as refusal:
-        raise Refused("", str(refusal)) from refusal
-
-
-def _bad_fields(refusal: BadFields) -> Response:
-    errors = {name: [text] for name, text in refusal.faults.items()}
-    return _json({"errors": errors, "message": "Validation error", "success": False}, 400)
-
-
-def _http_error(error: HTTPException) -> Response:
-    status = error.code or 500
-    text = {404: "Not Found", 405: "Method Not Allowed"}.get(status, error.name)
-    return _json({"error": text}, status)
-
-
-def _json(body: Any, status: int = 200, *, retry_after: float | None = None) -> Response:
-    response = Response(json.dumps(body), status, content_type="application/json")
-    response.headers["Connection"] = "close"
-    if retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, round(retry_after)))
-    return response

@@ -5,18 +5,23 @@ its own fields, and only then the nonce, before anything is done for the request
 wrong owner and an unknown job look the same.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
-from node_agent.compute.fields import BadFields, Fields
-from node_agent.compute.layouts import Operation, messages
+from node_agent.compute.fields import BadFields, Fields, required
+from node_agent.compute.layouts import Operation, address_field, newer_message, specified_message
 from node_agent.compute.ledger import Ledger
 from node_agent.compute.signatures import Address, parse_address, signer_of
+from node_agent.compute.signedbody import HEADER, Sent, body_signature, signed_text
 from node_agent.compute.tokens import AuthTokens, BadToken
 
 BAD_SIGNATURE = "Invalid signature provided. Please check the nonce or documentId."
+_SIGN_THE_BODY = f"Invalid signature provided. This node wants every request signed with its body ({HEADER})."
 _NO_TOKEN = frozenset({"", "undefined", "null", "none"})
 """What clients send that have no token."""
+_BEARER = "bearer "
+_MARKED_SECONDS = 400 * 86_400
+"""Longer than the results of any job are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Asker:
 
     address: Address
     nonce: int
+    message: str = ""
+    """What was signed, where its fields stand without a mark between them; else empty."""
 
 
 def bad_signature() -> BadFields:
@@ -35,62 +42,91 @@ def bad_signature() -> BadFields:
 class Authentication:
     """Recognises who asks and keeps every request from being used twice."""
 
-    def __init__(self, ledger: Ledger, tokens: AuthTokens) -> None:
+    def __init__(
+        self, ledger: Ledger, tokens: AuthTokens, *, node: Address, only_signed_bodies: bool = False
+    ) -> None:
         self._ledger = ledger
         self._tokens = tokens
+        self._node = node
+        self.only_signed_bodies = only_signed_bodies
 
-    def recognise(
-        self, operation: Operation, fields: Fields, headers: Mapping[str, str], *, by_token: bool = True
-    ) -> Asker:
-        """Find out who asks. Raises BadFields."""
-        name = "consumerAddress" if "consumerAddress" in fields else "address"
-        address = parse_address(fields.raw(name))
-        if address is None:
-            raise BadFields({name: f"The {name} must be an address: 0x and 40 hexadecimal digits."})
-        nonce = fields.whole("nonce")
-        if nonce is None:
-            raise BadFields({"nonce": "The nonce field is required."})
-        signature = fields.text("signature")
-        if signature:
-            self._check_signature(operation, fields, signature, address)
-        elif not by_token or not self._has_good_token(headers, address):
-            raise bad_signature()
-        return Asker(address, nonce)
+    def recognise(self, operation: Operation, fields: Fields, sent: Sent) -> Asker:
+        """Find out who asks, by signature or token. Raises BadFields."""
+        asker = self._named(operation, fields)
+        if sent.signed_body is not None or self.only_signed_bodies or fields.text("signature"):
+            return self._signed(asker, operation, fields, sent)
+        self._check_token(sent.token, asker.address)
+        return asker
+
+    def recognise_signer(self, operation: Operation, fields: Fields, sent: Sent) -> Asker:
+        """Find out who asks, by signature alone. Raises BadFields."""
+        return self._signed(self._named(operation, fields), operation, fields, sent)
 
     def use_nonce(self, asker: Asker) -> None:
         """Use the nonce up. Raises BadFields when it is not higher than those before."""
         if not self._ledger.use_nonce(asker.address, asker.nonce):
             last = self._ledger.last_nonce(asker.address)
+            text = f"The nonce must be higher than the last one used, which was {last}; ask for it and add 1."
+            raise BadFields({"nonce": text})
+
+    def use_message(self, asker: Asker, *, now: float) -> None:
+        """Use up what was signed, in every way it can be read. Raises BadFields when it was before."""
+        if not asker.message:
+            return
+        mark = f"message:{sha256(asker.message.encode(errors='replace')).hexdigest()}"
+        if not self._ledger.revoke_token(mark, expires_at=int(now + _MARKED_SECONDS), now=now):
             raise BadFields(
-                {
-                    "nonce": f"The nonce must be higher than the last one used, which was {last}; ask for it and add 1."
-                }
+                {"nonce": "The nonce was used before in a request of the same text; take another."}
             )
 
-    def _check_signature(
-        self, operation: Operation, fields: Fields, signature: str, address: Address
-    ) -> None:
-        nonce = fields.text("nonce")
-        if not any(
-            signer_of(message, signature) == address for message in messages(operation, fields, nonce=nonce)
-        ):
-            raise bad_signature()
+    @staticmethod
+    def _named(operation: Operation, fields: Fields) -> Asker:
+        name = address_field(operation)
+        address = parse_address(fields.raw(name))
+        if address is None:
+            raise BadFields({name: f"The {name} must be an address: 0x and 40 hexadecimal digits."})
+        nonce = fields.whole("nonce")
+        if nonce is None:
+            raise BadFields({"nonce": required("nonce")})
+        return Asker(address, nonce)
 
-    def _has_good_token(self, headers: Mapping[str, str], address: Address) -> bool:
-        token = token_in(headers)
+    def _signed(self, asker: Asker, operation: Operation, fields: Fields, sent: Sent) -> Asker:
+        if sent.signed_body is not None:
+            signature = body_signature(sent)
+            text = signed_text(sent, node=self._node, asker=asker.address, nonce=asker.nonce)
+            if signature is None or signer_of(text, signature) != asker.address:
+                raise bad_signature()
+            return asker
+        if self.only_signed_bodies:
+            raise BadFields({"signature": _SIGN_THE_BODY})
+        return self._signed_plainly(asker, operation, fields)
+
+    @staticmethod
+    def _signed_plainly(asker: Asker, operation: Operation, fields: Fields) -> Asker:
+        signature, nonce = fields.text("signature"), str(asker.nonce)
+        specified = specified_message(operation, fields, nonce=nonce)
+        if specified is not None and signer_of(specified, signature) == asker.address:
+            return Asker(asker.address, asker.nonce, specified)
+        newer = newer_message(operation, fields, nonce=nonce)
+        if newer is not None and signer_of(newer, signature) == asker.address:
+            return asker
+        raise bad_signature()
+
+    def _check_token(self, token: str, address: Address) -> None:
         if not token:
-            return False
+            raise bad_signature()
         try:
             self._tokens.check(token, address)
         except BadToken as refusal:
             raise BadFields({"signature": f"{BAD_SIGNATURE} {refusal}"}) from refusal
-        return True
 
 
-def token_in(headers: Mapping[str, str]) -> str:
-    """Find the token in the headers; empty when there is none."""
-    for name in ("AuthToken", "Authorization"):
-        found = headers.get(name, "").strip()
+def token_in(*headers: str | None) -> str:
+    """Find the token in what stands in the headers for one; empty when there is none."""
+    for value in headers:
+        found = (value or "").strip()
+        if found.lower().startswith(_BEARER):
+            found = found[len(_BEARER) :].strip()
         if found.lower() not in _NO_TOKEN:
             return found
     return ""

@@ -44,10 +44,19 @@ def _described(did: str, parts: Mapping[str, Any], *, owner: Address) -> dict[st
         "metadata": parts["metadata"],
         "services": parts["services"],
         "credentials": {"allow": [], "deny": []},
-        "nft": {"address": _NO_TOKEN, "name": "", "symbol": "", "state": 0, "owner": shown_address(owner)},
+        # There is no chain behind this; readers in job images refuse documents that lack any of it.
+        "nft": {
+            "address": _NO_TOKEN,
+            "name": "",
+            "symbol": "",
+            "state": 0,
+            "tokenURI": "",
+            "owner": shown_address(owner),
+            "created": _EPOCH,
+        },
         "datatokens": [],
-        "event": {},
-        "stats": {},
+        "event": {"tx": "", "block": 0, "from": _NO_TOKEN, "contract": _NO_TOKEN, "datetime": _EPOCH},
+        "stats": {"allocated": 0, "orders": 0, "price": {"value": 0}},
     }
 
 
@@ -78,7 +87,7 @@ def _of_algorithm(algorithm: CatalogueAlgorithm, base: str) -> dict[str, Any]:
         "checksum": algorithm.digest,
         "entrypoint": algorithm.entrypoint,
     }
-    described = {"language": "", "version": "", "container": container}
+    described = {"language": "", "version": "", "container": container, "consumerParameters": []}
     return {
         "metadata": {**_metadata("algorithm", algorithm.image), "algorithm": described},
         "services": [_service(algorithm.service_id, "access", base)],

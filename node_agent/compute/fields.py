@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from werkzeug.exceptions import LengthRequired, RequestTimeout
 from werkzeug.wrappers import Request
 
 MAX_BODY = 1 << 20
@@ -16,6 +17,7 @@ MAX_DEPTH = 20
 MAX_NONCE = 2**53 - 1
 """Clients count in doubles: above this, the next number may be the same one."""
 
+_KEPT_BODY = "node_agent.body"
 _NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,15})\Z")
 
 
@@ -30,29 +32,32 @@ class BadFields(Exception):
 class Fields:
     """The fields of one request; a name with dots reaches into an object."""
 
-    def __init__(self, tree: Mapping[str, Any]) -> None:
+    def __init__(self, tree: Mapping[str, Any], *, inside: str = "") -> None:
         self._tree = tree
+        self._inside = inside
+        """What the names of these fields begin with in the request, its dot included."""
 
     @classmethod
     def of(cls, request: Request) -> "Fields":
         """Read the fields of a request. Raises BadFields."""
         if request.query_string:
             return cls(_from_query(request))
-        return cls(_from_body(request))
+        content = body_of(request)
+        return cls(_object_in(content) if content.strip() else {})
 
     def raw(self, name: str) -> Any:
         """Give what stands under *name*; None when nothing does, or nothing but blanks."""
         found: Any = self._tree
         for part in name.split("."):
-            found = _as_object(found)
+            found = as_object(found)
             found = found.get(part) if found is not None else None
         return None if isinstance(found, str) and not found.strip() else found
 
     def demand(self, *names: str) -> None:
         """Refuse when one of the fields is not there."""
-        missing = {name: required(name) for name in names if self.raw(name) is None}
+        missing = [self._inside + name for name in names if self.raw(name) is None]
         if missing:
-            raise BadFields(missing)
+            raise BadFields({name: required(name) for name in missing})
 
     def text(self, name: str, *, limit: int = MAX_TEXT) -> str:
         """Give a text; empty when there is none. A whole number counts as its digits."""
@@ -62,7 +67,7 @@ class Fields:
         if isinstance(found, int) and not isinstance(found, bool):
             found = str(found)
         if not isinstance(found, str) or len(found) > limit:
-            raise BadFields({name: f"The {name} must be a text of at most {limit} characters."})
+            raise self.fault(name, f"must be a text of at most {limit} characters.")
         return found
 
     def whole(self, name: str, *, most: int = MAX_NONCE) -> int | None:
@@ -70,28 +75,24 @@ class Fields:
         text = self.text(name)
         if not text:
             return None
-        if not _NUMBER.match(text) or int(text) > most:
-            raise BadFields({name: f"The {name} must be a whole number of at most {most}."})
+        if not is_whole(text) or int(text) > most:
+            raise self.fault(name, f"must be a whole number of at most {most}.")
         return int(text)
 
     def nested(self, name: str) -> "Fields":
         """Give an object, or a JSON text that is one; empty when there is none."""
         found = self.raw(name)
-        if found is None:
-            return Fields({})
-        tree = _as_object(found)
+        tree = {} if found is None else as_object(found)
         if tree is None:
-            raise BadFields({name: f"The {name} must be an object."})
-        return Fields(tree)
+            raise self.fault(name, "must be an object.")
+        return Fields(tree, inside=f"{self._inside}{name}.")
 
     def entries(self, name: str) -> "list[Fields]":
         """Give a list of objects, or a JSON text that is one. Raises BadFields."""
-        found = _parsed(self.raw(name))
-        if found is None:
-            return []
-        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            raise BadFields({name: f"The {name} must be a list of objects."})
-        return [Fields(entry) for entry in found]
+        found = as_list(self.raw(name))
+        if found is None or not all(isinstance(entry, dict) for entry in found):
+            raise self.fault(name, "must be a list of objects.")
+        return [Fields(entry, inside=f"{self._inside}{name}[{at}].") for at, entry in enumerate(found)]
 
     @property
     def tree(self) -> Mapping[str, Any]:
@@ -101,38 +102,67 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self.raw(name) is not None
 
+    def fault(self, name: str, text: str) -> BadFields:
+        """Word what is wrong with a field."""
+        whole = self._inside + name
+        return BadFields({whole: f"The {whole} {text}"})
+
 
 def required(name: str) -> str:
     """Word the fault of a field that is not there."""
     return f"The {name} field is required."
 
 
+def is_whole(text: str) -> bool:
+    """Tell whether *text* is a whole number without sign, fraction or leading zeros."""
+    return _NUMBER.match(text) is not None
+
+
+def body_of(request: Request) -> bytes:
+    """Give the body of a request, as often as asked. Raises BadFields when it is too large."""
+    if _KEPT_BODY not in request.environ:
+        request.environ[_KEPT_BODY] = _read_body(request)
+    return bytes(request.environ[_KEPT_BODY])
+
+
+def is_body_read(request: Request) -> bool:
+    """Tell whether nothing of the body is left on the way."""
+    return _KEPT_BODY in request.environ
+
+
+def _read_body(request: Request) -> bytes:
+    if "Transfer-Encoding" in request.headers:
+        raise LengthRequired
+    if (request.content_length or 0) > MAX_BODY:
+        raise BadFields({"body": f"The body must have at most {MAX_BODY} bytes."})
+    try:
+        return request.stream.read(MAX_BODY)
+    except OSError:
+        raise RequestTimeout from None
+
+
 def _from_query(request: Request) -> dict[str, Any]:
-    repeated = [name for name, values in request.args.lists() if len(values) > 1]
-    if repeated:
-        raise BadFields({name[:64]: "The field stands there more than once." for name in repeated})
+    if any(len(values) > 1 for _, values in request.args.lists()):
+        raise BadFields({"query": "Each field must stand in the query once."})
     return dict(request.args.items())
-
-
-def _from_body(request: Request) -> dict[str, Any]:
-    length = request.content_length
-    if length is None and not request.environ.get("wsgi.input_terminated"):
-        return {}
-    if (length or 0) > MAX_BODY:
-        raise BadFields({"body": f"The body must have at most {MAX_BODY} bytes."})
-    content = request.stream.read(MAX_BODY + 1)
-    if len(content) > MAX_BODY:
-        raise BadFields({"body": f"The body must have at most {MAX_BODY} bytes."})
-    return _object_in(content) if content.strip() else {}
 
 
 def _object_in(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        found = _loaded(content.decode())
     except (ValueError, RecursionError):
         raise BadFields({"body": "The body must be JSON, each field once."}) from None
-    if not isinstance(found, dict) or _is_deep(found):
-        raise BadFields({"body": f"The body must be a JSON object, at most {MAX_DEPTH} levels deep."})
+    if not isinstance(found, dict):
+        raise BadFields({"body": "The body must be a JSON object."})
+    return found
+
+
+def _loaded(text: str) -> Any:
+    """Read JSON that can be written again: nothing twice, nothing endless, no half characters. Raises ValueError."""
+    found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if _is_deep(found):
+        raise ValueError
+    json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     return found
 
 
@@ -147,7 +177,14 @@ def _no_constant(_name: str) -> None:
     raise ValueError
 
 
-def _as_object(value: Any) -> dict[str, Any] | None:
+def as_list(value: Any) -> list[Any] | None:
+    """Give a list, or a JSON text that is one; nothing is an empty one, and None when it is something else."""
+    found = _parsed(value)
+    return [] if found is None else found if isinstance(found, list) else None
+
+
+def as_object(value: Any) -> dict[str, Any] | None:
+    """Give an object, or a JSON text that is one; None when it is neither."""
     found = _parsed(value)
     return dict(found) if isinstance(found, Mapping) else None
 
@@ -157,10 +194,9 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str) or value[:1] not in {"{", "["}:
         return value
     try:
-        found = json.loads(value, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _loaded(value)
     except (ValueError, RecursionError):
         return value
-    return value if _is_deep(found) else found
 
 
 def _is_deep(value: Any) -> bool:

@@ -3,6 +3,7 @@
 Knows what clients expect of each field, and nothing of where the facts come from.
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from node_agent.compute.signatures import Address, shown_address
 from node_agent.domain.jobstatus import DELETED, WORDS
 
 GIB = 2**30
+RESULTS_EXPIRED = "The results were deleted: this node does not keep them for longer."
 _UNSIGNED = (
     "owner",
     "jobId",
@@ -61,8 +63,9 @@ def job_object(
     ending = job.ending or {}
     number = int(ending.get("status", status))
     wish = job.wish
-    outputs = [entry for entry in files if entry.type == "output"]
-    logs = [entry for entry in files if entry.type != "output"]
+    kept = () if job.removed or job.results_gone else files
+    outputs = [entry for entry in kept if entry.type == "output"]
+    logs = [entry for entry in kept if entry.type != "output"]
     return {
         "owner": shown_address(Address(job.owner)),
         "jobId": job.id,
@@ -75,21 +78,31 @@ def job_object(
         "algorithmLogUrl": _link(base, job, logs[0]) if logs else "",
         "resultsUrls": [_link(base, job, entry) for entry in outputs],
         "resultsDid": "",
-        "results": [_result(entry) for entry in files],
+        "results": [_result(entry) for entry in kept],
         "algoDID": wish.get("algorithm") or "raw",
         "inputDID": list(wish.get("inputs", [])),
         "stopreq": int(ending.get("stop_request", 1 if job.stop_asked else 0)),
-        "removed": int(job.removed),
+        "removed": int(job.removed or job.results_gone),
         "terminationDetails": {
             "exitCode": ending.get("exit_code"),
             "OOMKilled": bool(ending.get("out_of_memory")),
         },
         "environment": wish.get("environment"),
         "maxJobDuration": wish.get("longest"),
+        "queueMaxWaitTime": wish.get("queue_patience"),
+        "resources": [
+            {"id": name, "amount": amount} for name, amount in _given(wish.get("limits", {})).items()
+        ],
         "metadata": wish.get("metadata") or {},
         "algoStartTimestamp": None if started_at is None else str(int(started_at)),
-        "reason": str(ending.get("reason") or ""),
+        "reason": _reason(job),
     }
+
+
+def _reason(job: JobRecord) -> str:
+    reason = str((job.ending or {}).get("reason") or "")
+    expired = RESULTS_EXPIRED if job.results_gone and not job.removed else ""
+    return " ".join(filter(None, (reason, expired)))
 
 
 def reduced(shown: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +115,9 @@ def environment_object(
 ) -> dict[str, Any]:
     """Show an environment with the fields of both dialects."""
     longest, kept = int(environment.longest), int(environment.keep_results)
-    ram, disk = environment.memory / GIB, environment.disk / GIB
+    given = given_in(environment)
     own = shown_address(own_address)
-    resources = _resources(environment.cpus, ram, disk)
+    resources = _resources(given, environment.max_jobs, load.running)
     return {
         "id": environment.id,
         "desc": environment.description,
@@ -115,8 +128,8 @@ def environment_object(
         "gpuNumber": 0,
         "nGPU": 0,
         "gpuType": "",
-        "ramGB": round(ram, 2),
-        "diskGB": round(disk, 2),
+        "ramGB": given["ram"],
+        "diskGB": given["disk"],
         "priceMin": 0,
         "feeToken": "",
         "currentJobs": load.running,
@@ -126,11 +139,12 @@ def environment_object(
         "minJobDuration": 0,
         "maxJobDuration": longest,
         "lastSeen": str(int(now)),
-        "platform": {"architecture": "x86_64", "os": "linux"},
+        "platform": {"architecture": platform.machine(), "os": platform.system().lower()},
         "runningJobs": load.running,
         "runningfreeJobs": load.running,
         "queuedJobs": load.queued,
         "queuedFreeJobs": load.queued,
+        **_longest_waits(load, longest),
         "enableNetwork": False,
         "access": {"addresses": [], "accessLists": []},
         "resources": resources,
@@ -147,11 +161,40 @@ def environment_object(
     }
 
 
-def _resources(cpus: float, ram: float, disk: float) -> list[dict[str, Any]]:
+def given_in(environment: Environment) -> dict[str, float]:
+    """Say what one job gets: processors, and gibibytes of memory and disk."""
+    return _given({"cpus": environment.cpus, "memory": environment.memory, "disk": environment.disk})
+
+
+def _given(limits: Mapping[str, Any]) -> dict[str, float]:
+    sizes = {"ram": limits.get("memory"), "disk": limits.get("disk")}
+    shown = {name: round(size / GIB, 2) for name, size in sizes.items() if size is not None}
+    return {"cpu": limits["cpus"], **shown} if "cpus" in limits else shown
+
+
+def _resources(given: Mapping[str, float], places: int, running: int) -> list[dict[str, Any]]:
     return [
-        {"id": name, "type": name, "total": amount, "min": 0, "max": amount, "inUse": 0}
-        for name, amount in (("cpu", cpus), ("ram", round(ram, 2)), ("disk", round(disk, 2)))
+        {
+            "id": name,
+            "type": name,
+            "total": round(amount * places, 2),
+            "min": 0,
+            "max": amount,
+            "inUse": round(amount * running, 2),
+        }
+        for name, amount in given.items()
     ]
+
+
+def _longest_waits(load: Load, longest: int) -> dict[str, int]:
+    """Say how long what is here may take at most, one after the other."""
+    queued, running = load.queued * longest, longest if load.running else 0
+    return {
+        "queMaxWaitTime": queued,
+        "queMaxWaitTimeFree": queued,
+        "runMaxWaitTime": running,
+        "runMaxWaitTimeFree": running,
+    }
 
 
 def _result(entry: ResultFile) -> dict[str, Any]:

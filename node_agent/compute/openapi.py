@@ -1,189 +1,152 @@
 """The compute API described as an OpenAPI document: served beside it, and kept in the documentation.
 
-A table of routes and their fields, written out. Must not know how anything is done.
+A table of routes with their fields and answers, written out. Must not know how anything is done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-BASE = "/api/services"
-_ADDRESS = {"type": "string", "pattern": "^0x[0-9a-fA-F]{40}$"}
-_NONCE = {
-    "oneOf": [
-        {"type": "string", "pattern": "^(0|[1-9][0-9]{0,15})$"},
-        {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
-    ]
-}
-_TEXT = {"type": "string", "maxLength": 4096}
-_OBJECT = {"oneOf": [{"type": "object"}, {"type": "string", "description": "the object as JSON"}]}
-_DATA_SET = {
-    "type": "object",
-    "required": ["documentId", "serviceId"],
-    "properties": {
-        "documentId": _TEXT,
-        "serviceId": {"oneOf": [_TEXT, {"type": "integer", "minimum": 0}]},
-        "transferTxId": _TEXT,
-        "userdata": _OBJECT,
-    },
-}
-_ALGORITHM = {
-    "type": "object",
-    "properties": {
-        "documentId": _TEXT,
-        "serviceId": {"oneOf": [_TEXT, {"type": "integer", "minimum": 0}]},
-        "transferTxId": _TEXT,
-        "meta": _OBJECT,
-        "algocustomdata": _OBJECT,
-        "userdata": _OBJECT,
-    },
-}
-_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "consumerAddress": _ADDRESS,
-    "userAddress": _ADDRESS,
-    "address": _ADDRESS,
-    "nonce": _NONCE,
-    "signature": {"type": "string", "pattern": "^(0x)?[0-9a-fA-F]{130}$"},
-    "jobId": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "documentId": _TEXT,
-    "index": {"type": "integer", "minimum": 0},
-    "environment": _TEXT,
-    "dataset": _DATA_SET,
-    "additionalDatasets": {"type": "array", "items": _DATA_SET, "maxItems": 31},
-    "datasets": {"type": "array", "items": _DATA_SET, "maxItems": 32},
-    "algorithm": _ALGORITHM,
-    "compute": {
-        "type": "object",
-        "required": ["env", "validUntil"],
-        "properties": {"env": _TEXT, "validUntil": {"type": "integer", "minimum": 0}},
-    },
-    "maxJobDuration": {"type": "integer", "minimum": 0},
-    "metadata": {"type": "object"},
-    "additionalViewers": {"type": "array", "items": _ADDRESS, "maxItems": 32},
-    "queueMaxWaitTime": {"type": "integer", "minimum": 0},
-    "expiration": {"type": "integer", "minimum": 0},
-    "validUntil": {"type": "integer", "minimum": 0},
-    "token": _TEXT,
-    "did": _TEXT,
-    "serviceId": {"oneOf": [_TEXT, {"type": "integer", "minimum": 0}]},
-    "entrypoint": _TEXT,
-    "image": _TEXT,
-    "checksum": _TEXT,
-}
+from node_agent.compute.routes import DOCUMENTS, ENDPOINTS, UNLISTED
+from node_agent.compute.schemas import FIELDS, SCHEMAS
+from node_agent.compute.signedbody import HEADER
+
+_JSON = "application/json"
+_BYTES = "application/octet-stream"
+_ALWAYS = (400, 408, 414, 429, 503)
+_WITH_BODY = (411, 413)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    name: str
     summary: str
+    answer: Any
+    """The shape of the answer; the type of a file."""
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    answer: str = "object"
-    statuses: tuple[int, ...] = (200, 400, 429)
+    is_signed: bool = False
+    statuses: tuple[int, ...] = (200,)
+    """Besides those that every call may have."""
 
 
-_SIGNED = ("consumerAddress", "nonce")
-_CALLS: Mapping[tuple[str, str], _Call] = {
-    ("get", "/"): _Call(name="root", summary="What is served where.", statuses=(200, 429)),
-    ("get", f"{BASE}/nonce"): _Call(
-        name="nonce",
+def _one(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _many(name: str) -> dict[str, Any]:
+    return {"type": "array", "items": _one(name)}
+
+
+_OF_A_JOB = ("consumerAddress", "nonce", "jobId")
+_CALLS: Mapping[str, _Call] = {
+    "root": _Call(summary="What is served where.", answer=_one("Root")),
+    "openapi": _Call(summary="This document.", answer={"type": "object"}),
+    "document": _Call(
+        summary="The document of a data set or an algorithm.", answer=_one("Document"), statuses=(200, 404)
+    ),
+    "nonce": _Call(
         summary="The last nonce an address used; 0 when it never did.",
+        answer=_one("Nonce"),
         required=("userAddress",),
     ),
-    ("get", f"{BASE}/computeEnvironments"): _Call(
-        name="computeEnvironments", summary="The profiles jobs run in.", answer="array", statuses=(200, 429)
+    "computeEnvironments": _Call(
+        summary="The environments jobs run in.", answer=_many("Environment"), optional=("chainId",)
     ),
-    ("post", f"{BASE}/initializeCompute"): _Call(
-        name="initializeCompute",
-        summary="Whether a start would be let in, and which grant to name then.",
+    "initializeCompute": _Call(
+        summary="Whether a start would be let in, and what to name then as the right to each data set.",
+        answer=_one("Quote"),
         required=("consumerAddress", "datasets", "algorithm"),
-        optional=("compute", "environment", "maxJobDuration"),
+        optional=("compute", "environment"),
     ),
-    ("post", f"{BASE}/compute"): _Call(
-        name="computeStart",
+    "computeStart": _Call(
         summary="Start a job.",
-        required=(*_SIGNED, "dataset", "algorithm"),
-        optional=("signature", "environment", "additionalDatasets", "maxJobDuration"),
-        answer="array",
+        answer=_many("Job"),
+        required=("consumerAddress", "nonce", "dataset", "algorithm"),
+        optional=("signature", "environment", "additionalDatasets", "maxJobDuration", "output"),
+        is_signed=True,
     ),
-    ("get", f"{BASE}/compute"): _Call(
-        name="computeStatus",
-        summary="How a job is; without a signature, little of it.",
+    "computeStatus": _Call(
+        summary="How a job is, or all jobs of who signs; without a signature, a little of one job.",
+        answer={"type": "array", "items": {"anyOf": [_one("Job"), _one("ReducedJob")]}},
         required=("consumerAddress",),
         optional=("jobId", "documentId", "nonce", "signature"),
-        answer="array",
+        is_signed=True,
     ),
-    ("put", f"{BASE}/compute"): _Call(
-        name="computeStop",
+    "computeStop": _Call(
         summary="Stop a job.",
-        required=(*_SIGNED, "jobId"),
+        answer=_many("Job"),
+        required=_OF_A_JOB,
         optional=("documentId", "signature"),
-        answer="array",
+        is_signed=True,
     ),
-    ("delete", f"{BASE}/compute"): _Call(
-        name="computeDelete",
+    "computeDelete": _Call(
         summary="Stop a job and delete everything of it.",
-        required=(*_SIGNED, "jobId"),
+        answer=_many("Job"),
+        required=_OF_A_JOB,
         optional=("documentId", "signature"),
-        answer="array",
+        is_signed=True,
     ),
-    ("get", f"{BASE}/computeResult"): _Call(
-        name="computeResult",
+    "computeResult": _Call(
         summary="One file of an ended job; parts of it by Range.",
-        required=(*_SIGNED, "jobId", "index"),
+        answer=_BYTES,
+        required=(*_OF_A_JOB, "index"),
         optional=("signature",),
-        answer="file",
-        statuses=(200, 206, 304, 400, 416, 429),
+        is_signed=True,
+        statuses=(200, 206, 304, 416),
     ),
-    ("get", f"{BASE}/createAuthToken"): _Call(
-        name="createAuthToken",
+    "computeStreamableLogs": _Call(
+        summary="The log of a running job, as it is written.",
+        answer=_BYTES,
+        required=_OF_A_JOB,
+        optional=("signature",),
+        is_signed=True,
+        statuses=(200, 404),
+    ),
+    "freeCompute": _Call(
+        summary="Start a job, in the newer dialect.",
+        answer=_many("Job"),
+        required=("consumerAddress", "nonce", "environment", "datasets", "algorithm"),
+        optional=(
+            "signature",
+            "maxJobDuration",
+            "resources",
+            "metadata",
+            "additionalViewers",
+            "queueMaxWaitTime",
+        ),
+        is_signed=True,
+    ),
+    "createAuthToken": _Call(
         summary="A token that stands for a signature for a while.",
+        answer=_one("Token"),
         required=("address", "expiration", "nonce", "signature"),
     ),
-    ("delete", f"{BASE}/deleteAuthToken"): _Call(
-        name="deleteAuthToken",
+    "deleteAuthToken": _Call(
         summary="End a token before its time.",
+        answer=_one("Done"),
         required=("address", "token", "nonce", "signature"),
     ),
-    ("post", f"{BASE}/fileinfo"): _Call(
-        name="fileinfo",
-        summary="Whether there are files behind a service.",
-        required=("did", "serviceId"),
-        answer="array",
-    ),
-    ("post", f"{BASE}/validateContainer"): _Call(
-        name="validateContainer",
-        summary="Whether a container's section is complete.",
-        required=("entrypoint", "image", "checksum"),
-    ),
-    ("post", f"{BASE}/freeCompute"): _Call(
-        name="freeCompute",
-        summary="Start a job, in the newer dialect.",
-        required=(*_SIGNED, "environment", "datasets", "algorithm"),
-        optional=("signature", "maxJobDuration", "metadata", "additionalViewers", "queueMaxWaitTime"),
-        answer="array",
-    ),
-    ("get", f"{BASE}/computeStreamableLogs"): _Call(
-        name="computeStreamableLogs",
-        summary="The log of a running job, as it is written.",
-        required=(*_SIGNED, "jobId"),
-        optional=("signature",),
-        answer="file",
-        statuses=(200, 400, 404, 429),
-    ),
-    ("post", f"{BASE}/auth/token"): _Call(
-        name="generateAuthToken",
+    "generateAuthToken": _Call(
         summary="A token, in the newer dialect.",
+        answer=_one("Token"),
         required=("address", "nonce", "signature"),
         optional=("validUntil",),
     ),
-    ("post", f"{BASE}/auth/token/invalidate"): _Call(
-        name="invalidateAuthToken",
+    "invalidateAuthToken": _Call(
         summary="End a token, in the newer dialect.",
+        answer=_one("Done"),
         required=("address", "token", "nonce", "signature"),
     ),
-    ("get", "/api/aquarius/assets/ddo/{did}"): _Call(
-        name="document", summary="The document of a data set or an algorithm.", statuses=(200, 404, 429)
+    "fileinfo": _Call(
+        summary="Whether there are files behind a service.",
+        answer=_many("FileOnOffer"),
+        required=("did", "serviceId"),
+    ),
+    "validateContainer": _Call(
+        summary="Whether a container's section is complete.",
+        answer=_one("Container"),
+        required=("entrypoint", "image", "checksum"),
+        optional=("tag", "consumerParameters"),
     ),
 }
 _WORDS: Mapping[int, str] = {
@@ -192,67 +155,82 @@ _WORDS: Mapping[int, str] = {
     304: "The file is as it was.",
     400: "Refused: `errors` names fields, `error` what stands against the request.",
     404: "There is no such thing.",
+    408: "The request did not arrive in time.",
+    411: "The length of the body is not given.",
+    413: "The body is far too large.",
+    414: "The address is too long.",
     416: "The file has no such part.",
-    429: "Too many requests, or too many jobs wait; `Retry-After` says when to try again.",
+    429: "Too many requests or long answers, or too many jobs wait; `Retry-After` says when to try again.",
+    503: "The node cannot do this now.",
+}
+_PROBLEMS: Mapping[int, Any] = {
+    400: {"anyOf": [_one("BadFields"), _one("Refusal")]},
+    404: _one("ProblemInContext"),
+    503: _one("ProblemInContext"),
+}
+_RETRY = {"Retry-After": {"description": "In so many seconds.", "schema": {"type": "integer", "minimum": 1}}}
+_ABOUT = (
+    "A chain-free subset of the Ocean Provider compute API. Fields stand in the query or, where there is none, in a"
+    " JSON body, with every verb. How requests are signed and what becomes of jobs is described in"
+    " docs/compute-api.md."
+)
+_WAYS_TO_SIGN: Mapping[str, Any] = {
+    "token": {"type": "apiKey", "in": "header", "name": "AuthToken"},
+    "authorization": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "A token."},
+    "signedBody": {"type": "apiKey", "in": "header", "name": HEADER},
 }
 
 
 def openapi(*, version: str) -> dict[str, Any]:
     """Give the whole document."""
     paths: dict[str, dict[str, Any]] = {}
-    for (verb, path), call in _CALLS.items():
-        paths.setdefault(path, {})[verb] = _operation(verb, path, call)
+    for name, (verb, path) in {**UNLISTED, **ENDPOINTS}.items():
+        shown = path.replace("<", "{").replace(">", "}")
+        paths.setdefault(shown, {})[verb.lower()] = _operation(name, verb, path)
     return {
-        "openapi": "3.0.3",
-        "info": {
-            "title": "Compute API of node-agent",
-            "version": version,
-            "description": "A chain-free subset of the Ocean Provider compute API.",
-        },
+        "openapi": "3.1.0",
+        "info": {"title": "Compute API of node-agent", "version": version, "description": _ABOUT},
         "paths": paths,
-        "components": {
-            "securitySchemes": {
-                "token": {"type": "apiKey", "in": "header", "name": "AuthToken"},
-            }
-        },
+        "components": {"schemas": dict(SCHEMAS), "securitySchemes": dict(_WAYS_TO_SIGN)},
     }
 
 
-def _operation(verb: str, path: str, call: _Call) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "operationId": call.name,
-        "summary": call.summary,
-        "responses": {str(status): _response(call, status) for status in call.statuses},
-    }
-    if "{did}" in path:
-        operation["parameters"] = [{"name": "did", "in": "path", "required": True, "schema": _TEXT}]
-    elif verb == "post":
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": _body(call)}},
-        }
+def _operation(name: str, verb: str, path: str) -> dict[str, Any]:
+    call = _CALLS[name]
+    operation: dict[str, Any] = {"operationId": name, "summary": call.summary}
+    if call.is_signed:
+        # the first of them is the signature, which is a field
+        operation["security"] = [{}, *({way: []} for way in _WAYS_TO_SIGN)]
+    if path == DOCUMENTS:
+        operation["parameters"] = [{"name": "did", "in": "path", "required": True, "schema": FIELDS["did"]}]
+    elif verb == "POST":
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _body(call)}}}
     elif call.required or call.optional:
-        operation["parameters"] = [
-            {"name": name, "in": "query", "required": name in call.required, "schema": _FIELDS[name]}
-            for name in (*call.required, *call.optional)
-        ]
+        operation["parameters"] = list(_parameters(call))
+    statuses = sorted({*call.statuses, *_ALWAYS, *(_WITH_BODY if verb == "POST" else ())})
+    operation["responses"] = {str(status): _response(call, status) for status in statuses}
     return operation
 
 
+def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
+    for name in (*call.required, *call.optional):
+        yield {"name": name, "in": "query", "required": name in call.required, "schema": FIELDS[name]}
+
+
 def _body(call: _Call) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": list(call.required),
-        "properties": {name: _FIELDS[name] for name in (*call.required, *call.optional)},
-    }
+    properties = {name: FIELDS[name] for name in (*call.required, *call.optional)}
+    return {"type": "object", "required": list(call.required), "properties": properties}
 
 
 def _response(call: _Call, status: int) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _WORDS[status]}
-    if status in {200, 206} and call.answer == "file":
-        response["content"] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    elif status == 200:  # noqa: PLR2004 - OK
-        response["content"] = {"application/json": {"schema": {"type": call.answer}}}
-    elif status != 304:  # noqa: PLR2004 - it has no body
-        response["content"] = {"application/json": {"schema": {"type": "object"}}}
+    if status >= 400:  # noqa: PLR2004 - refusals
+        response["content"] = {_JSON: {"schema": _PROBLEMS.get(status, _one("Problem"))}}
+    elif call.answer == _BYTES:
+        # what has not changed is not sent again
+        response |= {} if status == 304 else {"content": {_BYTES: {"schema": {}}}}  # noqa: PLR2004
+    else:
+        response["content"] = {_JSON: {"schema": call.answer}}
+    if status in {429, 503}:
+        response["headers"] = _RETRY
     return response

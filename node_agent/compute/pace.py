@@ -1,11 +1,13 @@
-"""How often one address and one peer may ask: a bucket for each, refilled with time.
+"""How often one address and one peer may ask, and how much of the time of others they may take.
 
-Bounded: who has not asked for a while is forgotten. Nothing here knows what is asked.
+A bucket for each, refilled with time, and a count of long answers. Bounded: who has not asked for a while is forgotten.
+Nothing here knows what is asked.
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
 
 MOST_KNOWN = 10_000
 
@@ -39,3 +41,47 @@ class Pace:
                 self._buckets.popitem(last=False)
         if left < 1:
             raise TooFast((1 - left) / self._per_second)
+
+
+class Places:
+    """Counts the answers that take long, so that some threads are always left for short ones."""
+
+    def __init__(self, *, most: int, most_each: int) -> None:
+        self._most = most
+        self._most_each = most_each
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    def take(self, name: str) -> Callable[[], None]:
+        """Take a place for *name*; what is returned gives it back, once. Raises TooFast."""
+        with self._lock:
+            if self._taken.total() >= self._most or self._taken[name] >= self._most_each:
+                raise TooFast(1)
+            self._taken[name] += 1
+        return _Once(lambda: self._give_back(name))
+
+    def _give_back(self, name: str) -> None:
+        with self._lock:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]
+
+
+class _Once:
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._actions = [action]
+
+    def __call__(self) -> None:
+        if self._actions:
+            self._actions.pop()()
+
+
+def peer_name(remote: str | None) -> str:
+    """Name a peer by its address; those of one IPv6 network count as one, since each has as many as it likes."""
+    try:
+        address = ip_address(remote or "")
+    except ValueError:
+        return "peer:unknown"
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        return f"peer:{int(address) >> 64:016x}"
+    return f"peer:{remote}"

@@ -1,16 +1,26 @@
 """Where the compute API listens: one address, TLS unless it is this machine alone, a bounded number of threads.
 
-Owns the socket and the threads behind it. Knows nothing of what is asked or answered.
+Owns the socket, the threads behind it, and what is said to those who do not speak HTTP. One connection carries one
+request: it must have arrived as a whole within a fixed time, a handshake included, so that nobody holds a thread by
+sending slowly. Knows nothing of what is asked or answered.
 """
 
+import errno
+import json
+import logging
+import socket
 import ssl
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from cheroot import wsgi
+from cheroot import errors, wsgi
+from cheroot.makefile import MakeFile, StreamReader, StreamWriter
+from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
 from node_agent.errors import ConfigError
@@ -20,13 +30,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-THREADS = 8
-MOST_THREADS = 32
-WAITING_CONNECTIONS = 128
-IDLE_SECONDS = 30
+THREADS = 24
+WAITING_CONNECTIONS = 256
+WAITING_SECONDS = 1
+REQUEST_SECONDS = 20.0
+"""How long a request may take to arrive."""
+ANSWER_SECONDS = 30
+"""How long a client may take nothing of its answer."""
 STOP_SECONDS = 5
 MAX_HEADER = 64 << 10
-MAX_BODY = (1 << 20) + 1
+MAX_BODY = 8 << 20
+"""Larger bodies are refused here; what is smaller and still too large, by the application."""
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +56,30 @@ class ComputeServer:
     """Serves the compute API in threads of its own."""
 
     def __init__(
-        self, app: "WSGIApplication", *, address: str, port: int, certificate: Certificate | None
+        self,
+        app: "WSGIApplication",
+        *,
+        address: str,
+        port: int,
+        certificate: Certificate | None,
+        request_seconds: float = REQUEST_SECONDS,
     ) -> None:
-        self._server = wsgi.Server(
+        self._server = _Server(
             (address, port),
             app,
             numthreads=THREADS,
-            max=MOST_THREADS,
             request_queue_size=WAITING_CONNECTIONS,
-            timeout=IDLE_SECONDS,
+            timeout=ANSWER_SECONDS,
             shutdown_timeout=STOP_SECONDS,
             server_name="node-agent",
+            accepted_queue_size=WAITING_CONNECTIONS,
+            accepted_queue_timeout=WAITING_SECONDS,
         )
+        self._server.request_seconds = request_seconds
         self._server.max_request_header_size = MAX_HEADER
         self._server.max_request_body_size = MAX_BODY
+        # clients of this API are told to close, so nothing is kept open for them
+        self._server.keep_alive_conn_limit = 0
         if certificate is not None:
             self._server.ssl_adapter = _adapter(certificate)
         self._thread: threading.Thread | None = None
@@ -88,9 +113,121 @@ class ComputeServer:
         self._thread = None
 
 
-def _adapter(certificate: Certificate) -> BuiltinSSLAdapter:
+# --- the library's parts, made stricter ---------------------------------------------------------------------------
+
+
+class _Arrival(socket.SocketIO):
+    """What a client sends, as long as it is in time."""
+
+    def __init__(self, sock: socket.socket, *, seconds: float) -> None:
+        super().__init__(sock, "rb")
+        self._socket = sock
+        self._seconds = seconds
+        self._until: float | None = None
+        self._is_anything_here = False
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what has come; the time begins when somebody first asks for it."""
+        try:
+            self._socket.settimeout(self._time_left())
+            count = super().readinto(buffer)
+        except TimeoutError:
+            if self._is_anything_here:
+                raise
+            # nobody to answer to
+            raise _gone() from None
+        except ssl.SSLError:
+            # another protocol, or a client that does not trust the certificate
+            raise _gone() from None
+        finally:
+            self._socket.settimeout(ANSWER_SECONDS)
+        self._is_anything_here = True
+        return count
+
+    def _time_left(self) -> float:
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self._seconds
+        if now >= self._until:
+            raise TimeoutError("timed out")
+        return self._until - now
+
+
+def _gone() -> ConnectionResetError:
+    """Word the end of a connection that needs no answer, as the library expects it."""
+    return ConnectionResetError(errno.ECONNRESET, "nobody is there any more")
+
+
+class _Reader(StreamReader):
+    """A connection's bytes, read in time."""
+
+    def __init__(self, sock: socket.socket, size: int, *, seconds: float) -> None:
+        super(StreamReader, self).__init__(_Arrival(sock, seconds=seconds), size)
+        self.bytes_read = 0
+
+
+class _Request(HTTPRequest):
+    """A request; what the library refuses by itself is refused as JSON."""
+
+    def simple_response(self, status: Any, msg: str = "") -> None:
+        """Refuse in the form of every other refusal; the library's own text may repeat what was sent."""
+        del msg
+        code, _, words = str(status).partition(" ")
+        body = json.dumps({"error": words}).encode()
+        head = (
+            f"{self.server.protocol} {code} {words}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.close_connection = True
+        try:
+            self.conn.wfile.write(head.encode() + body)
+        except OSError as error:
+            log.debug("compute_connection_lost", reason=type(error).__name__)
+
+
+class _Connection(HTTPConnection):
+    RequestHandlerClass = _Request
+
+    def __init__(self, server: "_Server", sock: socket.socket, makefile: Any = MakeFile) -> None:
+        del makefile
+
+        def file(sock: socket.socket, mode: str, size: int) -> Any:
+            reads = "r" in mode
+            return (
+                _Reader(sock, size, seconds=server.request_seconds)
+                if reads
+                else StreamWriter(sock, mode, size)
+            )
+
+        super().__init__(server, sock, file)
+
+
+class _Server(wsgi.Server):
+    ConnectionClass = _Connection
+    request_seconds = REQUEST_SECONDS
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Say what befell a connection where everything else is said."""
+        del traceback
+        said = log.warning if level >= logging.ERROR else log.debug
+        said("compute_connection_lost", reason=str(msg)[:_LONGEST_REASON])
+
+
+class _Adapter(BuiltinSSLAdapter):
+    """TLS whose handshake is made by the thread that reads, not by the one that lets everybody in."""
+
+    def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, Mapping[str, str]]:
+        """Wrap a connection; nothing is sent or read yet."""
+        try:
+            wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except OSError as error:
+            raise errors.FatalSSLAlert(*error.args) from error
+        return wrapped, {"wsgi.url_scheme": "https", "HTTPS": "on"}
+
+
+def _adapter(certificate: Certificate) -> _Adapter:
     try:
-        adapter = BuiltinSSLAdapter(str(certificate.chain), str(certificate.key))
+        adapter = _Adapter(str(certificate.chain), str(certificate.key))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"The certificate {certificate.chain} of the compute API cannot be used: {error}.",

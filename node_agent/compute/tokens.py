@@ -38,19 +38,23 @@ class AuthTokens:
         self._longest = longest
         self._secret = ledger.secret("tokens", secrets.token_bytes(32))
 
-    def create(self, address: Address, *, expires_at: int | None, nonce: int) -> str:
-        """Make a token; a life longer than allowed is cut. Raises BadToken when it would be over already."""
+    def expiry(self, wanted: int | None) -> int:
+        """Say when a token will expire; a life longer than allowed is cut. Raises BadToken when it is over already."""
         now = self._clock.now()
         latest = int(now + self._longest)
-        until = latest if expires_at is None else min(expires_at, latest)
+        until = latest if wanted is None else min(wanted, latest)
         if until <= now:
             raise BadToken("Invalid timestamp provided.")
+        return until
+
+    def create(self, address: Address, *, expires_at: int, nonce: int) -> str:
+        """Make a token."""
         claims = {
             "jti": secrets.token_hex(16),
             "address": address,
-            "exp": until,
+            "exp": expires_at,
             # readers of the newer dialect expect these two
-            "createdAt": int(now * 1000),
+            "createdAt": int(self._clock.now() * 1000),
             "nonce": str(nonce),
         }
         return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)

@@ -8,13 +8,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from node_agent.compute.fields import BadFields, Fields, required
+from node_agent.compute.fields import BadFields, Fields, as_list, as_object, required
+from node_agent.compute.signatures import parse_address
 
+NOTHING_FROM_ELSEWHERE = "url_remote_envs_not_supported"
+NO_PAYMENTS = "payments not supported; use freeCompute"
 MAX_DATA_SETS = 32
 MAX_USER_FIELDS = 64 << 10
 MAX_METADATA = 1024
 MAX_VIEWERS = 32
 LONGEST_JOB_SECONDS = 30 * 86_400
+MAX_RESOURCES = 16
+
+
+SPECIFIED_FIELDS = (
+    "consumerAddress",
+    "nonce",
+    "dataset.documentId",
+    "dataset.serviceId",
+    "dataset.transferTxId",
+)
+NEWER_FIELDS = ("consumerAddress", "nonce", "environment")
 
 
 class Refused(Exception):
@@ -72,18 +86,19 @@ class Wish:
     """Until when a quote was asked for, in seconds since the epoch; only of dry runs."""
     queue_patience: int | None = None
     """Seconds the consumer would wait for a free place; 0 refuses to wait."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """How much of `cpu`, `ram` and `disk` was asked for; a job gets what its environment gives."""
 
 
 def specified_wish(fields: Fields) -> Wish:
     """Read a start request of the specification. Raises BadFields, Refused."""
-    fields.demand("dataset.documentId", "dataset.serviceId", "dataset.transferTxId")
-    more = fields.raw("additionalDatasets") or []
-    if isinstance(more, str):
-        more = _json(more)
-    if not isinstance(more, list) or not all(isinstance(entry, dict) for entry in more):
+    fields.demand(*SPECIFIED_FIELDS)
+    more = as_list(fields.raw("additionalDatasets"))
+    if more is None or not all(isinstance(entry, dict) for entry in more):
         raise Refused("additional_input", "invalid")
     _check_output(fields)
-    entries = [fields.nested("dataset"), *map(Fields, more)]
+    further = (Fields(entry, inside=f"{resource_name(at)}.") for at, entry in enumerate(more, start=1))
+    entries = [fields.nested("dataset"), *further]
     if len(entries) > MAX_DATA_SETS:
         raise Refused("additional_input", "invalid")
     return Wish(
@@ -96,35 +111,32 @@ def specified_wish(fields: Fields) -> Wish:
 
 def newer_wish(fields: Fields) -> Wish:
     """Read a start request of the newer dialect. Raises BadFields, Refused."""
-    fields.demand("environment")
+    fields.demand(*NEWER_FIELDS)
     for name in ("output", "outputBucketId", "encryptedDockerRegistryAuth"):
         if fields.raw(name):
             raise Refused(name, "not_supported")
-    entries = fields.entries("datasets")
-    if len(entries) > MAX_DATA_SETS:
-        raise BadFields({"datasets": f"The datasets must be at most {MAX_DATA_SETS}."})
     return Wish(
-        data_sets=tuple(_newer_data_set(entry, at) for at, entry in enumerate(entries)),
+        data_sets=_newer_data_sets(fields),
         algorithm=_algorithm(fields, needs_order=False),
         environment=fields.text("environment"),
         longest=_longest(fields),
         newer=True,
-        metadata=_bounded(fields.nested("metadata"), "metadata", MAX_METADATA),
+        metadata=_bounded(fields, "metadata", MAX_METADATA),
         viewers=_viewers(fields),
         queue_patience=fields.whole("queueMaxWaitTime"),
+        resources=_resources(fields),
     )
 
 
 def dry_wish(fields: Fields) -> Wish:
     """Read a request that asks whether a start would be let in, of either dialect. Raises BadFields, Refused."""
     newer = "compute" not in fields and "environment" in fields
+    if fields.raw("payment"):
+        raise Refused("", NO_PAYMENTS)
     if not newer:
         fields.demand("datasets", "compute.env", "compute.validUntil")
-    entries = fields.entries("datasets")
-    if len(entries) > MAX_DATA_SETS:
-        raise BadFields({"datasets": f"The datasets must be at most {MAX_DATA_SETS}."})
     return Wish(
-        data_sets=tuple(_newer_data_set(entry, at) for at, entry in enumerate(entries)),
+        data_sets=_newer_data_sets(fields),
         algorithm=_algorithm(fields, needs_order=False),
         environment=fields.text("environment" if newer else "compute.env"),
         newer=newer,
@@ -146,8 +158,18 @@ def _data_set(entry: Fields, at: int) -> WishedDataSet:
         name=entry.text("documentId"),
         service_id=entry.text("serviceId"),
         order=entry.text("transferTxId"),
-        user_data=_bounded(entry.nested("userdata"), f"{resource}.userdata", MAX_USER_FIELDS),
+        user_data=_bounded(entry, "userdata", MAX_USER_FIELDS),
     )
+
+
+def _newer_data_sets(fields: Fields) -> tuple[WishedDataSet, ...]:
+    entries = fields.entries("datasets")
+    if not entries:
+        # a data set's owner says what may run: without one, nobody has
+        raise BadFields({"datasets": required("datasets")})
+    if len(entries) > MAX_DATA_SETS:
+        raise BadFields({"datasets": f"The datasets must be at most {MAX_DATA_SETS}."})
+    return tuple(_newer_data_set(entry, at) for at, entry in enumerate(entries))
 
 
 def _newer_data_set(entry: Fields, at: int) -> WishedDataSet:
@@ -161,7 +183,7 @@ def _newer_data_set(entry: Fields, at: int) -> WishedDataSet:
         name=entry.text("documentId"),
         service_id=entry.text("serviceId"),
         order=entry.text("transferTxId"),
-        user_data=_bounded(entry.nested("userdata"), f"{resource}.userdata", MAX_USER_FIELDS),
+        user_data=_bounded(entry, "userdata", MAX_USER_FIELDS),
     )
 
 
@@ -172,8 +194,10 @@ def _algorithm(fields: Fields, *, needs_order: bool) -> WishedAlgorithm:
         raise Refused("algorithm", "missing_meta_documentId")
     if has_name and has_meta:
         raise Refused("algorithm", "either_meta_or_documentId")
-    custom = _bounded(algorithm.nested("algocustomdata"), "algorithm.algocustomdata", MAX_USER_FIELDS)
-    user_data = _bounded(algorithm.nested("userdata"), "algorithm.userdata", MAX_USER_FIELDS)
+    if any(algorithm.raw(name) for name in ("envs", "fileObject")):
+        raise Refused("algorithm", NOTHING_FROM_ELSEWHERE)
+    custom = _bounded(algorithm, "algocustomdata", MAX_USER_FIELDS)
+    user_data = _bounded(algorithm, "userdata", MAX_USER_FIELDS)
     if has_meta:
         return WishedAlgorithm(meta=dict(algorithm.nested("meta").tree), custom=custom, user_data=user_data)
     if algorithm.raw("serviceId") is None:
@@ -190,18 +214,8 @@ def _algorithm(fields: Fields, *, needs_order: bool) -> WishedAlgorithm:
 
 def _check_output(fields: Fields) -> None:
     """Refuse an output that is no object; what it says is not used: results stay here."""
-    output = fields.raw("output")
-    if output is not None and not isinstance(_json(output), Mapping):
+    if "output" in fields and as_object(fields.raw("output")) is None:
         raise Refused("output", "invalid")
-
-
-def _json(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _longest(fields: Fields) -> int | None:
@@ -209,16 +223,29 @@ def _longest(fields: Fields) -> int | None:
 
 
 def _bounded(fields: Fields, name: str, limit: int) -> dict[str, Any]:
-    tree = dict(fields.tree)
+    tree = dict(fields.nested(name).tree)
     if len(json.dumps(tree)) > limit:
-        raise BadFields({name: f"The {name} must have at most {limit} characters as JSON."})
+        raise fields.fault(name, f"must have at most {limit} characters as JSON.")
     return tree
 
 
 def _viewers(fields: Fields) -> tuple[str, ...]:
-    found = fields.raw("additionalViewers") or []
-    if not isinstance(found, list) or len(found) > MAX_VIEWERS:
+    found = as_list(fields.raw("additionalViewers"))
+    viewers = [parse_address(entry) for entry in found or []]
+    if found is None or len(viewers) > MAX_VIEWERS or None in viewers:
         raise BadFields(
             {"additionalViewers": f"The additionalViewers must be at most {MAX_VIEWERS} addresses."}
         )
-    return tuple(str(address).lower() for address in found)
+    return tuple(viewer for viewer in viewers if viewer is not None)
+
+
+def _resources(fields: Fields) -> dict[str, float]:
+    entries = fields.entries("resources")
+    amounts = {entry.text("id", limit=64): entry.raw("amount") for entry in entries}
+    if len(entries) > MAX_RESOURCES or not all(_is_amount(amount) for amount in amounts.values()):
+        raise BadFields({"resources": "Each of the resources must be an object with an id and an amount."})
+    return amounts
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

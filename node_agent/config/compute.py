@@ -1,10 +1,14 @@
 """The settings of the compute API: where it listens, what it offers, to whom, and in which environments.
 
-Each kind of value is a function from what YAML gave to a checked one. Must not know requests or jobs.
+Each kind of value is a function from what YAML gave to a checked one. What one part says of another is looked at in
+offering.py. Must not know requests or jobs.
 """
 
+import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -16,21 +20,26 @@ from pydantic import (
     field_validator,
 )
 
+from node_agent.config.machine import Kind
 from node_agent.config.values import (
     AbsolutePath,
     AsTuple,
     Duration,
+    ImageReference,
     NoRepeats,
     PrivatePath,
     Real,
+    ServerUrl,
     Size,
     Text,
     Whole,
     YesNo,
+    machine_of,
     one_of,
 )
 from node_agent.domain.assets import JobContract, is_did
 from node_agent.domain.joboffer import AccessKind
+from node_agent.domain.policy import parse_image
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
 DAY = 86_400
@@ -38,8 +47,10 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _CHECKSUM: Final = re.compile(r"[0-9a-f]{64}\Z")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,62}\Z")
-_LISTEN: Final = re.compile(r"(?P<host>[0-9.]{7,15}|localhost|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})\Z")
-_LOOPBACK: Final = ("127.", "localhost", "[::1]")
+_LISTEN: Final = re.compile(
+    r"(?P<host>[0-9.]{7,15}|localhost|\[[0-9a-fA-F:.]{2,45}\]):(?P<port>[0-9]{1,5})\Z"
+)
+_LOCALHOST: Final = "localhost"
 _LAST_PORT: Final = 65_535
 _EVERYBODY: Final = "*"
 
@@ -87,9 +98,38 @@ def _short_name(text: str) -> str:
 
 def _listen(text: str) -> str:
     match = _LISTEN.match(text)
-    if match is None or not 0 < int(match["port"]) <= _LAST_PORT:
+    if match is None or not 0 < int(match["port"]) <= _LAST_PORT or not _is_address(match["host"]):
         raise ValueError("is not address:port; write for example 127.0.0.1:8030")
     return text
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return host == _LOCALHOST or bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return False
+
+
+def _callback(text: str) -> str:
+    if text.startswith("http://") and not _stays_here(urlsplit(text).hostname or ""):
+        raise ValueError("must begin with https://: who answers decides who may use the data")
+    return text
+
+
+def _code(path: Path, info: ValidationInfo) -> Path:
+    kind = machine_of(info).kind(path)
+    if kind in {Kind.MISSING, Kind.FOLDER, Kind.HIDDEN}:
+        raise ValueError(
+            f"is no file that the agent can reach ({kind}); name the one with the algorithm's code"
+        )
+    return path
+
+
+def _certificate(path: Path, info: ValidationInfo) -> Path:
+    kind = machine_of(info).kind(path)
+    if kind in {Kind.MISSING, Kind.FOLDER}:
+        raise ValueError(f"is no file ({kind}); name the PEM file with the certificate and its chain")
+    return path
 
 
 def _service(value: object) -> object:
@@ -97,9 +137,22 @@ def _service(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def place_of_listener(listen: str) -> tuple[str, int]:
+    """Take `address:port` apart; an IPv6 address comes without its brackets."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def is_loopback(listen: str) -> bool:
     """Tell whether only this machine reaches the address."""
-    return listen.startswith(_LOOPBACK)
+    return _stays_here(place_of_listener(listen)[0])
+
+
+def _stays_here(host: str) -> bool:
+    try:
+        return host == _LOCALHOST or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 Consumer = Annotated[str, AfterValidator(_consumer)]
@@ -109,13 +162,16 @@ TrustedDid = Annotated[str, AfterValidator(_did_or_everybody)]
 Digest = Annotated[str, AfterValidator(_image_digest)]
 Checksum = Annotated[str, AfterValidator(_checksum)]
 ShortName = Annotated[str, AfterValidator(_short_name)]
+CallbackUrl = Annotated[ServerUrl, AfterValidator(_callback)]
+CodeFile = Annotated[AbsolutePath, AfterValidator(_code)]
+CertificateFile = Annotated[AbsolutePath, AfterValidator(_certificate)]
 ServiceId = Annotated[str, BeforeValidator(_service), Field(min_length=1, max_length=64)]
 
 
 class TlsSection(_Section):
     """The certificate of the listener."""
 
-    certificate: AbsolutePath
+    certificate: CertificateFile
     key: PrivatePath
 
 
@@ -147,11 +203,19 @@ class AlgorithmSection(_Section):
     did: AssetDid | None = None
     owner: Annotated[str, AfterValidator(_consumer)]
     service_id: ServiceId = "0"
-    image: Text
+    image: ImageReference
     digest: Digest
     entrypoint: Annotated[str, Field(max_length=4096)] = ""
     contract: Annotated[JobContract, one_of(JobContract)] = JobContract.OCEAN
-    code: AbsolutePath | None = None
+    code: CodeFile | None = None
+
+    @field_validator("image")
+    @classmethod
+    def _has_its_digest_apart(cls, value: str) -> str:
+        parsed = parse_image(value)
+        if parsed is not None and parsed.digest is not None:
+            raise ValueError("has a digest in it; write it into digest, and the name alone here")
+        return value
 
     @field_validator("owner")
     @classmethod
@@ -181,8 +245,9 @@ class ComputeApiSection(_Section):
     tls: TlsSection | None = Field(default=None, validate_default=True)
     access: Annotated[AccessKind, one_of(AccessKind)] = AccessKind.DENY
     addresses: Consumers = ()
-    command: AbsolutePath | None = None
-    callback: Text | None = None
+    command: AbsolutePath | None = Field(default=None, validate_default=True)
+    callback: CallbackUrl | None = Field(default=None, validate_default=True)
+    callback_ca_bundle: CertificateFile | None = None
     unsigned_status: YesNo = True
     signed_bodies: YesNo = False
     max_waiting: Annotated[Whole, Field(ge=1, le=100_000)] = 1000

@@ -77,7 +77,8 @@ def who(value: object) -> object:
         if text != text.lstrip("0"):
             raise ValueError("is not an id; ids are whole numbers from 1 on, without leading zeros")
         return _id(int(text)) if len(text) < 20 else _id(0)  # noqa: PLR2004 - the largest id has 19 digits
-    return _name(text)
+    # an address means the same in any capitals
+    return text.lower() if is_consumer(text.lower()) else _name(text)
 
 
 def _id(number: int) -> int:

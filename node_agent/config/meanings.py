@@ -181,6 +181,87 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "JSON lines otherwise."
         ),
         "status.listen": "Not available in this version.",
-        "compute_api.listen": "Not available in this version.",
+        "compute_api.listen": (
+            "`address:port` where the compute API listens; nothing: it is off. An address that others "
+            "reach needs `tls`. Needs the extra `compute`."
+        ),
+        "compute_api.tls.certificate": "Absolute path of a PEM file with the certificate and those above it.",
+        "compute_api.tls.key": "PEM file with its private key, without a passphrase, not readable by others.",
+        "compute_api.access": (
+            "Who decides whether a consumer may use a data set: `deny` (nobody may), `addresses`, "
+            "`grants` (see `node-agent grant`), `command`, `callback`."
+        ),
+        "compute_api.addresses": (
+            "With `access: addresses`: who may, `0x…` in quotes; `*` is everybody who proves an address."
+        ),
+        "compute_api.command": (
+            "Absolute path of a program that is asked: the question as JSON on its standard input, 0 lets in."
+        ),
+        "compute_api.callback": (
+            'Address that is asked with a POST: 200 and `{"allowed": true}` let in. `https://`, or on '
+            "this machine `http://`."
+        ),
+        "compute_api.callback_ca_bundle": "PEM file with the certificate authorities to trust there.",
+        "compute_api.unsigned_status": (
+            "Who knows a job's id sees how far it is without a signature, and little else."
+        ),
+        "compute_api.signed_bodies": (
+            "Refuse requests whose signature does not cover the whole body; clients made for the "
+            "specification cannot do that."
+        ),
+        "compute_api.max_waiting": "Jobs that may be open at the same time; further ones are refused.",
+        "compute_api.requests_per_second": (
+            "Requests from one peer, and in one consumer's name; more are refused for a moment."
+        ),
+        "compute_api.environments[].id": (
+            "Name of a profile that jobs run in. Without any profile there is one called `default`, as "
+            "large as `limits`."
+        ),
+        "compute_api.environments[].description": "A sentence for consumers.",
+        "compute_api.environments[].cpus": "CPUs of a job; like all that follows not more than the limit.",
+        "compute_api.environments[].memory": "Memory of a job.",
+        "compute_api.environments[].disk": "What a job may write.",
+        "compute_api.environments[].max_jobs": "Jobs at the same time; further ones wait.",
+        "compute_api.environments[].max_job_time": "How long a job may run.",
+        "compute_api.environments[].keep_results": "How long results stay after a job's end.",
+        "compute_api.data_sets[].label": "Which of the `databases` is offered.",
+        "compute_api.data_sets[].did": (
+            "Its DID, `did:op:` and 64 hexadecimal digits. Derived from the agent's name and the label if"
+            " not given; `node-agent offer` shows it."
+        ),
+        "compute_api.data_sets[].service_id": "What requests name as its service.",
+        "compute_api.data_sets[].consumers": "Who may ask at all: addresses, `*` for everybody.",
+        "compute_api.data_sets[].denied_consumers": "Who may not, whatever else allows it.",
+        "compute_api.data_sets[].trusted_algorithms[].did": (
+            "An algorithm of the catalogue that may use it; `*` is every one. Neither this nor "
+            "`trusted_publishers`: none may."
+        ),
+        "compute_api.data_sets[].trusted_algorithms[].files_checksum": "SHA-256 its code must have.",
+        "compute_api.data_sets[].trusted_algorithms[].container_checksum": (
+            "SHA-256 that its entrypoint and digest, one behind the other, must have."
+        ),
+        "compute_api.data_sets[].trusted_publishers": (
+            "Owners whose algorithms may use it; `*` is every one. With `trusted_algorithms` both must hold."
+        ),
+        "compute_api.data_sets[].raw_algorithms": (
+            "Jobs may bring code of their own, for images that the policy allows."
+        ),
+        "compute_api.data_sets[].share_log": "Consumers get the log of jobs that used it.",
+        "compute_api.algorithms[].did": (
+            "DID of an algorithm of the catalogue. Derived from the agent's name, image, entrypoint and "
+            "code if not given."
+        ),
+        "compute_api.algorithms[].owner": "Address of who published it, in quotes.",
+        "compute_api.algorithms[].service_id": "What requests name as its service.",
+        "compute_api.algorithms[].image": "Its image; a tag is not looked at.",
+        "compute_api.algorithms[].digest": "The content that runs, `sha256:…`.",
+        "compute_api.algorithms[].entrypoint": (
+            'Command in the container, `$ALGO` stands for the code; no shell reads it. `""`: the image\'s '
+            "own."
+        ),
+        "compute_api.algorithms[].contract": (
+            "What its container finds: `ocean`, or `vantage6` for an algorithm made for vantage6."
+        ),
+        "compute_api.algorithms[].code": "Absolute path of a file that the container gets as the algorithm.",
     }
 )

@@ -20,6 +20,7 @@ from node_agent.config.shape import (
     ServiceSection,
     Shape,
     in_words,
+    notes_of,
     setting_paths,
 )
 from node_agent.config.values import parse_duration, parse_percent, parse_size
@@ -69,6 +70,17 @@ PIECES: Final[Mapping[str, Mapping[str, Any]]] = {
     "_variables": {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}},
     "_hosts": {"propertyNames": {"pattern": r"^[A-Za-z0-9][A-Za-z0-9.\-]*$"}},
     "_off_is_a_word": {"enum": ["off", "errors", "full", False]},
+    "_consumer": {"pattern": r"^(\*|0x[0-9a-fA-F]{40})$"},
+    "_did": {"pattern": "^did:op:[0-9a-f]{64}$"},
+    "_did_or_everybody": {"pattern": r"^(\*|did:op:[0-9a-f]{64})$"},
+    "_image_digest": {"pattern": "^sha256:[0-9a-f]{64}$"},
+    "_checksum": {"pattern": "^[0-9a-fA-F]{64}$"},
+    "_short_name": {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,62}$"},
+    "_listen": {"pattern": r"^([0-9.]+|localhost|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"},
+    "_callback": {},
+    "_code": {},
+    "_certificate": {},
+    "_service": {"type": ["integer", "string"]},
 }
 """What each function that reads a kind of value means for a schema; an empty one says nothing about the form."""
 _FIELDS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -170,7 +182,7 @@ def _setting(key: str, field: FieldInfo, path: str) -> dict[str, Any]:
 
 def _with_alternatives(form: dict[str, Any], field: FieldInfo) -> dict[str, Any]:
     choices = [form]
-    if form.get("type") not in {"object", "array"} and form != {"type": "string"}:
+    if form.get("type") not in ("object", "array") and form != {"type": "string"}:
         choices.append({"$ref": "#/$defs/variable"})
     # a setting with nothing behind it is as if it was not there
     if not field.is_required():
@@ -218,11 +230,10 @@ def _word(item: Any) -> str:
 
 def _bounds_in_words(path: str, field: FieldInfo) -> str:
     """Say bounds that a schema cannot compare: `16MiB` is text."""
-    if not {parse_size, parse_duration, parse_percent} & {
-        getattr(item, "func", None) for item in field.metadata
-    }:
+    notes = notes_of(field)
+    if not {parse_size, parse_duration, parse_percent} & {getattr(item, "func", None) for item in notes}:
         return ""
-    bounds = {_word(item): item for item in field.metadata}
+    bounds = {_word(item): item for item in notes}
     least, most = bounds.get("Ge"), bounds.get("Le")
     if least is None or most is None:
         return ""

@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from node_agent.config.compute import ComputeApiSection
 from node_agent.config.credentials import credentials_of
 from node_agent.config.document import MAX_BYTES, DocumentError, Loc, Source, read_document
 from node_agent.config.faults import Fault, path_text, translate
 from node_agent.config.machine import THIS_MACHINE, Machine
+from node_agent.config.offering import faults_of_offer
 from node_agent.config.shape import (
     EgressSection,
     KeepSection,
@@ -91,6 +93,8 @@ class Settings:
     share: ShareSection = field(default_factory=ShareSection)
     docker_host: str | None = None
     logging: LoggingSection = field(default_factory=LoggingSection)
+    compute_api: ComputeApiSection = field(default_factory=ComputeApiSection)
+    """Off as long as it listens nowhere."""
     file: Path | None = None
     """Where it was read."""
     written: Shape | None = field(default=None, repr=False, compare=False)
@@ -190,6 +194,7 @@ def _check(source: Source, machine: Machine) -> tuple[Shape | None, list[Fault]]
     faults = [Fault(source.line_of(loc), path_text(loc), text) for loc, text in source.faults]
     faults += _repeated_labels(source)
     faults += _lists_without_entries(source)
+    faults += faults_of_offer(source, machine)
     shape = None
     try:
         shape = Shape.model_validate(source.tree, context={"machine": machine})
@@ -269,6 +274,7 @@ def _settings(shape: Shape, machine: Machine) -> Settings:
         share=shape.share,
         docker_host=shape.docker_host,
         logging=shape.logging,
+        compute_api=shape.compute_api,
         written=shape,
     )
 

@@ -4,13 +4,14 @@ Owns the vocabulary of the configuration file. Must not know how the file is rea
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from node_agent.config.compute import ComputeApiSection, EnvironmentSection
 from node_agent.config.extras import AlgorithmHosts, AlgorithmVariables, SharedLogs
 from node_agent.config.machine import Kind
 from node_agent.config.openings import (
@@ -48,6 +49,7 @@ from node_agent.config.values import (
     Whole,
     WordPattern,
     YesNo,
+    duration_text,
     machine_of,
     one_of,
     parse_duration,
@@ -402,12 +404,6 @@ class StatusSection(_Section):
     listen: None = None
 
 
-class ComputeApiSection(_Section):
-    """The compute API."""
-
-    listen: None = None
-
-
 class Shape(_Section):
     """The whole file."""
 
@@ -498,22 +494,32 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def in_words(loc: Sequence[int | str], bound: Any) -> str:
     """Write a bound the way the setting itself is written: `16MiB`, `1s`, `4`."""
-    kind = _with_units().get(str(loc[-1]))
-    if kind is None or not isinstance(bound, int):
+    field = _with_units().get(str(loc[-1]))
+    if field is None or not isinstance(bound, int):
         return str(bound)
-    if parse_duration in _readers(kind.metadata):
-        return f"{bound // DAY}d" if bound >= DAY else f"{bound}s"
-    if parse_size in _readers(kind.metadata):
-        return size_text(bound)
-    if parse_percent in _readers(kind.metadata):
-        return f"{bound}%"
+    readers = [getattr(note, "func", None) for note in notes_of(field)]
+    for reader, written in _WRITTEN.items():
+        if reader in readers:
+            return written(bound)
     return str(bound)
+
+
+_WRITTEN: Mapping[Callable[[object], object], Callable[[int], str]] = {
+    parse_duration: duration_text,
+    parse_size: size_text,
+    parse_percent: "{}%".format,
+}
+"""How a value is written that each of these reads."""
 
 
 def _with_units() -> dict[str, FieldInfo]:
     """Give the settings that may be written with a unit, by the last part of their path."""
-    return {**LimitsSection.model_fields, **KeepSection.model_fields, **ImagesSection.model_fields}
+    sections: tuple[type[BaseModel], ...] = (LimitsSection, KeepSection, ImagesSection, EnvironmentSection)
+    # the same name means the same kind of value everywhere; limits are the last to say how
+    return {name: field for section in reversed(sections) for name, field in section.model_fields.items()}
 
 
-def _readers(metadata: Sequence[Any]) -> list[Any]:
-    return [getattr(item, "func", None) for item in metadata]
+def notes_of(field: FieldInfo) -> tuple[Any, ...]:
+    """Give what is noted about a setting's values, also where it may be left out (`Size | None`)."""
+    kinds = get_args(field.annotation)
+    return (*field.metadata, *(note for kind in kinds for note in getattr(kind, "__metadata__", ())))

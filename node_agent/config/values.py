@@ -82,6 +82,14 @@ def parse_duration(value: object) -> object:
     return sum(int(match[unit] or 0) * seconds for unit, seconds in _SECONDS.items())
 
 
+def duration_text(seconds: int) -> str:
+    """Write seconds in the largest unit that fits without remainder."""
+    for unit, length in _SECONDS.items():
+        if seconds and seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
 def parse_percent(value: object) -> object:
     """Read `85%` as 85."""
     if not isinstance(value, str):

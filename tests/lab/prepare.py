@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab.agent_image import agent_image
-from tests.lab.blob_store import BlobStoreError, azurite, node
+from tests.lab.blob_store import azurite
 from tests.lab.engine import EngineError, engine
-from tests.lab.images import ImageError, average_image, tiny_image
+from tests.lab.images import ImageError, average_image, runner_image, tiny_image
+from tests.lab.ocean import ocean_js, ocean_py
 from tests.lab.package import FIRST, SECOND, PackageError, debian_package
 from tests.lab.places import say
 from tests.lab.systemd import installed_image
@@ -56,9 +57,14 @@ def _packages() -> None:
         debian_package(version)
 
 
-def _blob_store() -> None:
-    node()
+def _runner_image() -> None:
+    with engine() as found:
+        runner_image(found.client())
+
+
+def _javascript() -> None:
     azurite()
+    ocean_js()
 
 
 def _venvs() -> None:
@@ -66,8 +72,16 @@ def _venvs() -> None:
     client_venv()
 
 
+def _ocean_py() -> None:
+    try:
+        ocean_py()
+    except VenvError as error:
+        # Everything else works without it, and on a newer Python some of what it stands on has to be compiled.
+        say(f"{error}; the tests with it will say so again")
+
+
 PURPOSES: Mapping[str, Sequence[Job]] = {
-    "": (_images, _venvs, _service_images, _packages, _blob_store),
+    "": (_images, _venvs, _service_images, _packages, _javascript, _ocean_py, _runner_image),
     "demo": (_demo_images,),
 }
 
@@ -85,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (BlobStoreError, EngineError, ImageError, PackageError, VenvError) as error:
+    except (EngineError, ImageError, PackageError, VenvError) as error:
         sys.exit(f"lab: {error}")
     except KeyboardInterrupt:
         say("interrupted; the next run goes on from here")

@@ -11,6 +11,7 @@ import pytest
 from node_agent import cli, screen
 from node_agent.checks import CheckResult, Verdict
 from node_agent.commands import Parts
+from node_agent.compute.sighting import ApiSighting
 from node_agent.config import ServerSettings, Settings
 from node_agent.domain.secret import Secret
 from node_agent.errors import AccessDenied, ConfigError, EngineUnreachable
@@ -68,7 +69,7 @@ def giving(value: Any) -> Callable[..., Any]:
 
 NOTHING = Parts(
     load=giving(SETTINGS), load_place=giving(SETTINGS), run=never, check=never, history=never, sight=never,
-    agent=never, create_key=never, show_key=never, upload_key=never, replace_key=never,
+    see_api=giving(None), agent=never, create_key=never, show_key=never, upload_key=never, replace_key=never,
     would_go=never, prune=never, ensure_network=never, remove_network=never,
 )  # fmt: skip
 
@@ -299,6 +300,19 @@ def test_status_says_how_much_is_owed_why_and_when_it_is_tried_next(
     told = json.loads(capsys.readouterr().out)
     assert (told["owed"], told["owed_bytes"], told["owed_problem"]) == (2, 3 << 20, "answered with 500")
     assert told["next_report_at"] == "2001-09-09T01:47:10.000Z"
+
+
+def test_status_tells_how_the_compute_api_is(capsys: pytest.CaptureFixture[str]) -> None:
+    api = ApiSighting(listen="127.0.0.1:8030", secured=False, listening=True, open_jobs=3)
+    seen = giving(Sighting(pid=7, presence=PRESENCE))
+    call("status", sight=seen, see_api=giving(api))
+    assert capsys.readouterr().out.endswith("compute listens on http://127.0.0.1:8030, 3 jobs open\n")
+    call("status", "--json", sight=seen, see_api=giving(api))
+    assert json.loads(capsys.readouterr().out)["compute_api"] == {
+        "listen": "127.0.0.1:8030", "secured": False, "listening": True, "open_jobs": 3,
+    }  # fmt: skip
+    call("status", "--json", sight=seen)
+    assert json.loads(capsys.readouterr().out)["compute_api"] is None
 
 
 def test_status_says_that_the_disk_is_full(capsys: pytest.CaptureFixture[str]) -> None:
