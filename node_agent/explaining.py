@@ -47,13 +47,15 @@ class Question:
 def explain(policy: Policy, question: Question) -> Verdict:
     """Let every rule look at what is known of a task."""
     verdict = judge(policy, _facts(question))
-    if question.user is None or not _is_a_name(question.user) or policy.users is None:
+    by_name = _number(question.user) is None and _address(question.user) is None
+    if question.user is None or not by_name or policy.users is None:
         return verdict
     return Verdict(tuple(_doubted(finding) for finding in verdict.findings))
 
 
-def _is_a_name(user: str) -> bool:
-    return _number(user) is None and not is_consumer(user.lower())
+def _address(user: str | None) -> str | None:
+    """Give the address of a consumer of the compute API; None when it is none."""
+    return user.lower() if user is not None and is_consumer(user.lower()) else None
 
 
 def _doubted(finding: Finding) -> Finding:
@@ -65,8 +67,10 @@ def _doubted(finding: Finding) -> Finding:
 
 def _facts(question: Question) -> Facts:
     user, organization = _number(question.user), _number(question.organization)
+    address = _address(question.user)
     known = {
-        Fact.USER: user,
+        # who has an address has no number that could be asked for
+        Fact.USER: user if address is None else address,
         Fact.ORGANIZATION: organization,
         Fact.ORGANIZATION_NAME: question.organization if organization is None else None,
         Fact.OWN_ORGANIZATION: question.own_organization,
@@ -80,7 +84,7 @@ def _facts(question: Question) -> Facts:
         image=question.image,
         digest=question.digest,
         user_id=user,
-        user_name=question.user if user is None else None,
+        user_name=address or (question.user if user is None else None),
         organization_id=organization,
         organization_name=question.organization if organization is None else None,
         own_organization_id=question.own_organization,

@@ -118,6 +118,8 @@ class Ledger:
         self._path = state_dir / FILE_NAME
         self._lock = threading.Lock()
         with _errors(self._path):
+            # the files that SQLite makes beside it get the mode it has then
+            self._path.touch(mode=0o600)
             self._connection = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
             )
@@ -319,23 +321,26 @@ class Ledger:
     # --- the file ---------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_SCHEMA):
-            raise ConfigError(
-                f"The books {self._path} were written by a newer node-agent "
-                f"(format {version}, this one knows {len(_SCHEMA)}).",
-                hint="Install that version again; the file was left as it is.",
-            )
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
-        for number, script in enumerate(_SCHEMA[version:], start=version + 1):
-            self._connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
-        # Books that were lost and begun again must not give the numbers of the old ones: the journal knows those.
-        self._connection.execute(
-            "INSERT INTO sqlite_sequence (name, seq) SELECT 'job', ? "
-            "WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'job')",
-            (int(time.time() - _NEW_YEAR_2020),),
-        )
+        # the agent and `grant` may begin the books at the same time
+        with self._transaction() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(_SCHEMA):
+                raise ConfigError(
+                    f"The books {self._path} were written by a newer node-agent "
+                    f"(format {version}, this one knows {len(_SCHEMA)}).",
+                    hint="Install that version again; the file was left as it is.",
+                )
+            for statement in ";".join(_SCHEMA[version:]).split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {len(_SCHEMA)}")
+            # Books that were lost and begun again must not give the numbers of the old ones: the journal knows those.
+            connection.execute(
+                "INSERT INTO sqlite_sequence (name, seq) SELECT 'job', ? "
+                "WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'job')",
+                (int(time.time() - _NEW_YEAR_2020),),
+            )
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:

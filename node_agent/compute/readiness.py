@@ -24,8 +24,12 @@ from node_agent.config import Settings
 from node_agent.config.compute import ComputeApiSection, TlsSection, place_of_listener
 from node_agent.domain.assets import Assets
 from node_agent.domain.joboffer import AccessKind
+from node_agent.domain.policy import is_consumer
+from node_agent.domain.verdict import Answer, Fact, Facts, judge
 from node_agent.errors import ConfigError
 
+_OPEN: Final = frozenset(Fact) - {Fact.DIGEST}
+"""What is not known of a job that somebody may ask for."""
 _PACKAGES: Final = {"cheroot": "cheroot", "coincurve": "coincurve", "Crypto": "pycryptodome"}
 _INSTALL: Final = "Install them: pip install 'node-agent[compute]'"
 _SOON_DAYS: Final = 14
@@ -130,6 +134,7 @@ def check_api(settings: Settings, *, pid: int | None) -> Iterator[CheckResult]:
     if compute.tls is not None:
         yield check_certificate(compute.tls)
     yield from check_access(compute)
+    yield from check_policy(settings)
     yield from check_offer(settings)
 
 
@@ -225,6 +230,32 @@ def _require_who_decides(compute: ComputeApiSection) -> None:
         require_command(compute.command)
     if compute.access is AccessKind.CALLBACK and compute.callback is not None:
         fetch_of(compute.callback, ca_bundle=compute.callback_ca_bundle)
+
+
+def check_policy(settings: Settings) -> Iterator[CheckResult]:
+    """Say when the owner's policy leaves jobs no way: it counts for them as for every run."""
+    doubts = tuple(_doubts_of_policy(settings))
+    if doubts:
+        yield CheckResult(
+            name="compute policy",
+            verdict=Verdict.WARNING,
+            found="the policy refuses jobs of the compute API",
+            todo="Ask what would happen to one: node-agent policy explain -c FILE --image IMAGE --user 0x…",
+            faults=doubts,
+        )
+
+
+def _doubts_of_policy(settings: Settings) -> Iterator[str]:
+    policy = settings.policy
+    if policy.organizations is not None or policy.own_organization_only:
+        yield "policy.organizations or policy.own_organization_only is set: no job runs, since consumers belong to none"
+    if policy.users is not None and not any(map(is_consumer, policy.users)):
+        yield "policy.users names no address: no job runs"
+    for algorithm in settings.compute_api.algorithms:
+        facts = Facts(image=f"{algorithm.image}@{algorithm.digest}", digest=algorithm.digest, unknown=_OPEN)
+        verdict = judge(policy, facts)
+        if verdict.answer is Answer.NO:
+            yield f"{algorithm.image} of the catalogue does not run: {verdict.decider}"
 
 
 def check_offer(settings: Settings) -> Iterator[CheckResult]:

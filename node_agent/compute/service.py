@@ -19,6 +19,7 @@ from node_agent.compute.jobcontracts import JobVantage6Contract, OceanContract
 from node_agent.compute.ledger import JobRecord, Ledger
 from node_agent.compute.offer import assets_of, environments_of
 from node_agent.compute.origin import JobOrigin
+from node_agent.compute.readiness import require_ready
 from node_agent.compute.results import ResultStore
 from node_agent.compute.signatures import Address
 from node_agent.config import Settings
@@ -75,6 +76,7 @@ class ComputeService:
         """Hand over what waits, and listen where the owner wants that. Raises ConfigError."""
         threading.Thread(target=self._desk.tend_forever, name="jobs", daemon=True).start()
         if self._settings.compute_api.listen is not None:
+            require_ready(self._settings)
             # what only the listener needs comes with an extra
             from node_agent.compute.assembly import listener_of
 

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from node_agent.config.document import FromEnvironment
-from node_agent.domain.policy import DIGEST
+from node_agent.domain.policy import DIGEST, is_consumer
 
 _IMAGE = re.compile(r"[A-Za-z0-9*?\[\]!][A-Za-z0-9._\-/:*?\[\]!]{0,511}\Z")
 _STORE = re.compile(

@@ -39,8 +39,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             " alone decides alone."
         ),
         "policy.users": (
-            "Who may ask: ids of users, or names where the server tells them (those of vantage6 do not). "
-            "`[]`: nobody."
+            "Who may ask: ids of users, addresses of consumers of the compute API, or names where the "
+            "server tells them (those of vantage6 do not). `[]`: nobody."
         ),
         "policy.organizations": "Whose users may ask: ids or names of organizations. `[]`: none.",
         "policy.own_organization_only": "Only users of this node's own organization may ask.",

@@ -61,6 +61,7 @@ STATUS_OF_OUTCOME: Mapping[Outcome, Status] = {
     Outcome.BUG: Status.UNKNOWN_ERROR,
 }
 
+
 @dataclass(frozen=True, slots=True)
 class Advance:
     """A step got the run to state *to*; *facts* are the fields of the run it learned."""

@@ -179,10 +179,16 @@ def _users(policy: Policy, facts: Facts, _image: ImageName) -> Finding:
         return known or _yes(rule, "not set: every user")
     if Fact.USER in facts.unknown and _has_ids(listed):
         return _open(rule, Fact.USER)
-    who = "the task names no user" if facts.user_id is None else f"user {facts.user_id} is not listed"
+    who = _not_listed(facts)
     if facts.user_name is None and _names(listed):
         return _no(rule, f"{who}; the names in the list do not count: {NAMES_NOT_TOLD}")
     return _no(rule, who)
+
+
+def _not_listed(facts: Facts) -> str:
+    if facts.user_name is not None and is_consumer(facts.user_name):
+        return f"{facts.user_name} is not listed"
+    return "the task names no user" if facts.user_id is None else f"user {facts.user_id} is not listed"
 
 
 def _organizations(policy: Policy, facts: Facts, _image: ImageName) -> Finding:

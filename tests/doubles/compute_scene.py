@@ -106,15 +106,19 @@ class Scene:
     @property
     def api(self) -> ComputeApi:
         tokens = AuthTokens(self.ledger, self.clock)
+        return self.api_that_asks(
+            Authentication(self.ledger, tokens, node=NODE, only_signed_bodies=self.only_signed_bodies)
+        )
+
+    def api_that_asks(self, authentication: Authentication) -> ComputeApi:
+        """Give an API for which *authentication* finds out who asks."""
         return ComputeApi(
             desk=self.desk,
             ledger=self.ledger,
             assets=Assets(self.data_sets, self.algorithms),
             access=self.access,
-            authentication=Authentication(
-                self.ledger, tokens, node=NODE, only_signed_bodies=self.only_signed_bodies
-            ),
-            tokens=tokens,
+            authentication=authentication,
+            tokens=AuthTokens(self.ledger, self.clock),
             pace=self.pace,
             clock=self.clock,
             own_address=NODE,

@@ -19,7 +19,7 @@ from tests.lab.ocean import ocean_js, ocean_py
 from tests.lab.package import FIRST, SECOND, PackageError, debian_package
 from tests.lab.places import say
 from tests.lab.systemd import installed_image
-from tests.lab.venvs import VenvError, client_venv, server_venv
+from tests.lab.venvs import VenvError, client_venv, schemathesis_venv, server_venv
 
 Job = Callable[[], object]
 
@@ -70,6 +70,7 @@ def _javascript() -> None:
 def _venvs() -> None:
     server_venv()
     client_venv()
+    schemathesis_venv()
 
 
 def _ocean_py() -> None:

@@ -22,6 +22,7 @@ SERVER_REQUIREMENTS = (
 CLIENT_REQUIREMENTS = (f"vantage6-client=={VANTAGE6_VERSION}",)
 STORE_REQUIREMENTS = (f"vantage6-algorithm-store=={VANTAGE6_VERSION}", "jsonschema==4.21.1")
 """The store, and what it needs that the server does not."""
+SCHEMATHESIS_REQUIREMENTS = ("schemathesis==4.32.5",)
 
 
 class VenvError(Exception):
@@ -36,6 +37,11 @@ def server_venv() -> Path:
 def client_venv() -> Path:
     """Return the Python that has the real vantage6 client."""
     return venv("vantage6-client", CLIENT_REQUIREMENTS)
+
+
+def schemathesis_venv() -> Path:
+    """Return the Python that has schemathesis, which tries an interface by its description."""
+    return venv("schemathesis", SCHEMATHESIS_REQUIREMENTS)
 
 
 def store_packages() -> Path:

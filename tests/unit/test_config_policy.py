@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.domain.policy import Combine, Policy, Restriction
+from node_agent.domain.verdict import has_user_names
 from tests.unit.test_config import REST, PaperMachine, fault_of, faults_of, load_text
 
 DIGEST = "sha256:" + "a" * 64
@@ -47,6 +48,13 @@ def test_a_full_policy_comes_out_in_domain_words(tmp_path: Path) -> None:
 def test_an_empty_list_is_not_the_same_as_none(tmp_path: Path) -> None:
     empty = policy_of("algorithms: [], algorithm_stores: [], users: [], organizations: []", tmp_path)
     assert (empty.algorithms, empty.stores, empty.users, empty.organizations) == ((), (), (), ())
+
+
+def test_the_address_of_a_consumer_means_the_same_in_any_capitals(tmp_path: Path) -> None:
+    policy = policy_of(f"algorithms: [x/*], users: ['0x{'aB' * 20}', Alice]", tmp_path)
+    assert policy.users == ("0x" + "ab" * 20, "Alice")
+    assert has_user_names(policy)
+    assert not has_user_names(Policy(users=("0x" + "ab" * 20,)))
 
 
 @pytest.mark.parametrize("key", ["algorithms", "algorithm_stores", "users", "organizations", "restrict"])

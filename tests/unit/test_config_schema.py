@@ -66,6 +66,8 @@ def test_every_example_begins_with_its_use(path: Path) -> None:
         "egress: {allow: ['*.x.org:443', '10.0.0.0/8:80-90']}",
         "container_user: '5:5'",
         "limits: {run_time: 1h30m, memory: 1.5GiB}",
+        "compute_api: {listen: '127.0.0.1:8030', access: grants, data_sets: [{label: a, service_id: 0}]}",
+        "compute_api: {addresses: ['*'], environments: [{id: a, memory: 1GiB, keep_results: 1d}]}",
     ],
 )
 def test_what_is_right_fits(more: str) -> None:
@@ -107,6 +109,13 @@ def test_what_is_right_fits(more: str) -> None:
         REST + "share: {algorithm_logs: some}",
         REST + "logging: {level: loud}",
         REST + "container_user: root",
+        REST + "compute_api: {listen: example.org}",
+        REST + "compute_api: {addresses: ['0x12']}",
+        REST + "compute_api: {access: everybody}",
+        REST + "compute_api: {data_sets: [{label: a, did: x}]}",
+        REST + "compute_api: {data_sets: [{label: a, trusted_algorithms: [{did: x}]}]}",
+        REST + "compute_api: {environments: [{id: a, memory: 4}]}",
+        REST + "compute_api: {algorithms: [{image: a}]}",
     ],
 )
 def test_what_is_wrong_does_not_fit(text: str) -> None:

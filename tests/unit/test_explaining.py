@@ -9,6 +9,7 @@ import pytest
 
 from node_agent import cli
 from node_agent.domain.policy import Combine, Policy, Restriction
+from node_agent.domain.verdict import Answer
 from node_agent.explaining import Question, as_dict, explain, lines
 
 DIGEST = "sha256:" + "a" * 64
@@ -57,6 +58,18 @@ def test_a_user_by_name_is_not_promised_anything() -> None:
     assert "list the id" in "\n".join(lines(explain(POLICY, replace(KNOWN, user="alice"))))
     assert verdict(replace(POLICY, users=("bob",)), user="alice") == ("refused", "policy.users")
     assert verdict(replace(POLICY, users=None), user="alice")[0] == "allowed"
+
+
+def test_a_consumer_counts_by_the_address_in_any_capitals() -> None:
+    policy = Policy(algorithms=("x/*",), users=(3, "0x" + "ab" * 20))
+    for user, answer in (("0x" + "aB" * 20, Answer.YES), ("0x" + "cd" * 20, Answer.NO)):
+        finding = next(
+            found
+            for found in explain(policy, Question(image="x/y", user=user)).findings
+            if found.rule == "policy.users"
+        )
+        assert finding.answer is answer
+        assert "name" not in finding.text
 
 
 def test_an_organization_counts_by_name_and_by_id() -> None:

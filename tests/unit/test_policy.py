@@ -79,6 +79,11 @@ def test_a_user_who_is_listed_by_name_keeps_the_users_from_being_shared() -> Non
     assert "allowed_users" not in shared(Policy(users=(3, "alice")), own_organization_id=9)
 
 
+def test_consumers_of_the_compute_api_are_no_business_of_the_server() -> None:
+    told = shared(Policy(users=(3, "0x" + "ab" * 20)), own_organization_id=9)
+    assert told["allowed_users"] == ["3"]
+
+
 def test_what_is_not_configured_is_not_shared() -> None:
     assert shared(Policy(), own_organization_id=9) == {"allowed_algorithms": []}
     assert shared(Policy(algorithms=("a", "*")), own_organization_id=9) == {"allowed_algorithms": "all"}

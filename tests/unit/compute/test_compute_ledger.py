@@ -149,6 +149,33 @@ def test_numbers_of_jobs_are_never_given_twice(tmp_path: Path) -> None:
     assert numbers == [numbers[0], numbers[0] + 1, numbers[0] + 2]
 
 
+def test_two_who_begin_the_books_at_once_both_can_use_them(tmp_path: Path) -> None:
+    start, opened, faults = threading.Barrier(8), list[Ledger](), list[Exception]()
+
+    def begin() -> None:
+        start.wait()
+        try:
+            opened.append(Ledger(tmp_path))
+        except Exception as error:  # noqa: BLE001 - whatever it is, there must be none
+            faults.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ledger in opened:
+        ledger.close()
+    assert (len(opened), faults) == (8, [])
+
+
+def test_nobody_else_reads_any_file_of_the_books(ledger: Ledger, tmp_path: Path) -> None:
+    add(ledger, "1")
+    modes = {path.name: path.stat().st_mode & 0o077 for path in tmp_path.glob(f"{FILE_NAME}*")}
+    assert len(modes) == 3
+    assert set(modes.values()) == {0}
+
+
 def test_books_begun_anew_do_not_count_from_the_beginning(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     assert add(ledger, "1") > 200_000_000

@@ -12,6 +12,7 @@ from node_agent.compute.readiness import (
     check_access,
     check_certificate,
     check_offer,
+    check_policy,
     require_certificate,
     require_command,
     require_packages,
@@ -29,7 +30,7 @@ DIGEST = "sha256:" + "0" * 64
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
-def settings_with(compute: dict[str, Any], folder: Path) -> Settings:
+def settings_with(compute: dict[str, Any], folder: Path, **more: Any) -> Settings:
     (folder / "patients.csv").write_text("age\n1\n")
     file = folder / "alpha.yaml"
     file.write_text(
@@ -40,6 +41,7 @@ def settings_with(compute: dict[str, Any], folder: Path) -> Settings:
                 "state_dir": str(folder / "state"),
                 "databases": [{"label": "patients", "type": "csv", "uri": str(folder / "patients.csv")}],
                 "compute_api": compute,
+                **more,
             }
         )
     )
@@ -240,6 +242,33 @@ def test_code_that_cannot_be_read_fails(tmp_path: Path) -> None:
     code.unlink()
     (result,) = check_offer(settings)
     assert (result.verdict, "is no file" in result.found) == (Verdict.FAIL, True)
+
+
+ALGORITHM = {"owner": OWNER, "image": "x/mean", "digest": DIGEST}
+
+
+@pytest.mark.parametrize(
+    ("policy", "doubts"),
+    [
+        ({"algorithms": ["x/*"]}, []),
+        ({"algorithms": [f"x/mean@{DIGEST}"], "users": [3, OWNER]}, []),
+        ({"algorithm_stores": ["*"]}, []),
+        ({"algorithms": ["y/*"]}, ["x/mean of the catalogue does not run: policy.algorithms"]),
+        ({}, ["x/mean of the catalogue does not run"]),
+        ({"algorithms": ["x/*"], "users": [3]}, ["policy.users names no address: no job runs"]),
+        ({"algorithms": ["x/*"], "organizations": [3]}, ["policy.organizations or"]),
+        ({"algorithms": ["x/*"], "own_organization_only": True}, ["policy.organizations or"]),
+    ],
+    ids=str,
+)
+def test_a_policy_that_leaves_jobs_no_way_is_told(
+    policy: dict[str, Any], doubts: list[str], tmp_path: Path
+) -> None:
+    results = list(check_policy(settings_with({"algorithms": [ALGORITHM]}, tmp_path, policy=policy)))
+    found = [fault for result in results for fault in result.faults]
+    assert len(found) == len(doubts)
+    assert [fault for fault, begin in zip(found, doubts, strict=True) if not fault.startswith(begin)] == []
+    assert {result.verdict for result in results} <= {Verdict.WARNING}
 
 
 # --- the start ------------------------------------------------------------------------------------------------
