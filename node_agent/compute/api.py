@@ -10,31 +10,36 @@ there is, and only then the nonce is used up, before anything is done.
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import structlog
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import NotFound
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
 
 from node_agent.compute.access import Access
 from node_agent.compute.admitting import admit, container_fault
 from node_agent.compute.answers import answered, refused
-from node_agent.compute.authentication import Asker, Authentication, bad_signature, token_in
+from node_agent.compute.arrivals import (
+    find_route,
+    read_rest,
+    route_of,
+    sent_by,
+    signature_fields,
+    wants_to_be_known,
+)
+from node_agent.compute.authentication import Asker, Authentication, bad_signature
 from node_agent.compute.desk import JobDesk
 from node_agent.compute.documents import document, file_list
-from node_agent.compute.fields import MAX_BODY, BadFields, Fields, body_of, is_body_read
+from node_agent.compute.fields import BadFields, Fields
 from node_agent.compute.layouts import Operation, has_other_readings
 from node_agent.compute.ledger import JobRecord, Ledger
 from node_agent.compute.objects import Environment, given_in, reduced
 from node_agent.compute.openapi import openapi
 from node_agent.compute.pace import Pace, Places, peer_name
 from node_agent.compute.results import ResultFile
-from node_agent.compute.routes import BASE, ENDPOINTS, ROUTES
+from node_agent.compute.routes import BASE, ENDPOINTS
 from node_agent.compute.signatures import Address, parse_address, shown_address
-from node_agent.compute.signedbody import HEADER, Sent
 from node_agent.compute.tokens import AuthTokens, BadToken
 from node_agent.compute.wishes import NO_PAYMENTS, Refused, Wish, dry_wish, newer_wish, specified_wish
 from node_agent.domain.assets import Assets, is_did
@@ -49,10 +54,9 @@ LONG_ANSWERS = 16
 LONG_ANSWERS_EACH = 8
 """Files and logs on their way at once, of all and of one consumer: fewer than the server has threads."""
 _TOO_FAST = 429
-_DRAINED = 4 * MAX_BODY
-_PIECE = 64 << 10
 _MILLISECONDS = 10**11
 """A point in time above this is not in seconds: clients of the newer dialect count finer."""
+_OF_CONTAINERS = ("entrypoint", "image", "tag", "checksum")
 _NO_SUCH_FILE = "The index is not that of a result of this job."
 
 
@@ -114,7 +118,7 @@ class ComputeApi:
         request = Request(environ)
         started = time.monotonic()
         response = self._answer(request)
-        _read_rest(request)
+        read_rest(request)
         response.headers["Connection"] = "close"
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -122,7 +126,7 @@ class ComputeApi:
         log.log(
             logging.DEBUG if response.status_code == _TOO_FAST else logging.INFO,
             "compute_request",
-            route=environ.get(_ROUTE, "unknown"),
+            route=route_of(request),
             status=response.status_code,
             ms=round((time.monotonic() - started) * 1000),
         )
@@ -131,7 +135,7 @@ class ComputeApi:
     def _answer(self, request: Request) -> Response:
         try:
             self._pace.take(peer_name(request.remote_addr))
-            return self._actions[_route(request)](request)
+            return self._actions[find_route(request)](request)
         except Exception as error:  # noqa: BLE001 - one for all: what is not foreseen is logged with its traceback
             return refused(error)
 
@@ -234,7 +238,7 @@ class ComputeApi:
 
     def _status(self, request: Request) -> Response:
         fields = Fields.of(request)
-        if _wants_to_be_known(request, fields):
+        if wants_to_be_known(request, fields):
             return self._signed_status(request, fields)
         fields.demand("consumerAddress")
         job = self._desk.find(fields.text("jobId")) if self._unsigned_status else None
@@ -350,7 +354,7 @@ class ComputeApi:
         return self._desk.shown(job, base=BASE)
 
     def _recognise(self, request: Request, operation: Operation, fields: Fields) -> Asker:
-        asker = self._authentication.recognise(operation, fields, _sent(request))
+        asker = self._authentication.recognise(operation, fields, sent_by(request))
         self._pace.take(f"address:{asker.address}")
         return asker
 
@@ -358,12 +362,12 @@ class ComputeApi:
 
     def _create_token(self, request: Request) -> Response:
         fields = Fields.of(request)
-        fields.demand("address", "expiration", "nonce", *_signature(request))
+        fields.demand("address", "expiration", "nonce", *signature_fields(request))
         return self._new_token(request, fields, "expiration", fields.whole("expiration"))
 
     def _create_newer_token(self, request: Request) -> Response:
         fields = Fields.of(request)
-        fields.demand("address", "nonce", *_signature(request))
+        fields.demand("address", "nonce", *signature_fields(request))
         until = fields.whole("validUntil")
         if until is not None and until > _MILLISECONDS:
             until //= 1000
@@ -388,7 +392,7 @@ class ComputeApi:
 
     def _revoke(self, request: Request) -> None:
         fields = Fields.of(request)
-        fields.demand("address", "token", "nonce", *_signature(request))
+        fields.demand("address", "token", "nonce", *signature_fields(request))
         asker = self._signer(request, Operation.DELETE_TOKEN, fields)
         self._authentication.use_nonce(asker)
         try:
@@ -400,57 +404,9 @@ class ComputeApi:
         """Find out who asks for a token, or for the end of one: a token is no proof of that."""
         if self._authentication.only_signed_bodies:
             raise Refused("", "Tokens are not used here: every request is signed with its body.")
-        asker = self._authentication.recognise_signer(operation, fields, _sent(request))
+        asker = self._authentication.recognise_signer(operation, fields, sent_by(request))
         self._pace.take(f"address:{asker.address}")
         return asker
-
-
-_TOKEN_HEADERS = ("AuthToken", "Authorization")
-_ROUTE = "node_agent.route"
-_OF_CONTAINERS = ("entrypoint", "image", "tag", "checksum")
-
-
-def _route(request: Request) -> str:
-    """Say what is asked for, by the name of its route."""
-    adapter = ROUTES.bind("node")
-    name, _ = adapter.match(request.path, method=request.method)
-    if request.method == "HEAD":
-        raise MethodNotAllowed(adapter.allowed_methods(request.path))
-    request.environ[_ROUTE] = name
-    return str(name)
-
-
-def _sent(request: Request) -> Sent:
-    uri = urlsplit(request.environ.get("REQUEST_URI", ""))
-    target = f"{uri.path}?{uri.query}" if uri.query else uri.path
-    return Sent(
-        method=request.method,
-        target=target,
-        body=body_of(request),
-        token=token_in(*(request.headers.get(name) for name in _TOKEN_HEADERS)),
-        signed_body=request.headers.get(HEADER),
-    )
-
-
-def _read_rest(request: Request) -> None:
-    """Take in what is left of a body: to a client that is still sending, the answer would be lost."""
-    left = 0 if is_body_read(request) else min(request.content_length or 0, _DRAINED)
-    with suppress(OSError, HTTPException):
-        while left > 0:
-            piece = request.stream.read(min(left, _PIECE))
-            left = left - len(piece) if piece else 0
-
-
-def _signature(request: Request) -> tuple[str, ...]:
-    """Name the field that must be there where nothing else stands for it."""
-    return () if HEADER in request.headers else ("signature",)
-
-
-def _wants_to_be_known(request: Request, fields: Fields) -> bool:
-    """Tell whether a status is asked for under a signature; the newer dialect sends a token and no nonce, as anybody."""
-    sent = _sent(request)
-    signed = sent.signed_body is not None or "signature" in fields
-    return signed or ("nonce" in fields and bool(sent.token))
 
 
 def _check_resources(wish: Wish, environment: Environment) -> None:

@@ -50,8 +50,6 @@ BESIDE = (
     "before folders.store_input",
     "before journal.insert",
     "within folders.furnish: rename algorithm",
-    "within engine.ensure_container: POST /containers/create",
-    "within engine.ensure_started: POST /containers/ID/start",
     "within results.collect: rename files.json",
     "within results.publish: rename ID",
     "before books.finish_job",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from node_agent.compute.server import MAX_BODY as MOST_READ
 from node_agent.compute.server import THREADS, Certificate, ComputeServer
 from node_agent.errors import ConfigError
 from tests.doubles.certificate import own_certificate
-from tests.doubles.compute_scene import ANNE, Scene
+from tests.doubles.compute_scene import ANNE, NODE, Scene
 from tests.ports import free_port
 
 WAIT = 60
@@ -101,9 +102,23 @@ def hasty(request: pytest.FixtureRequest, scene: Scene, certificate: Certificate
 
 
 def test_a_call_is_answered_and_its_connection_closed(listener: Listener) -> None:
-    assert listener.ask("GET", NONCE) == (200, b'{"nonce": 0}')
+    status, body = listener.ask("GET", NONCE)
+    assert (status, json.loads(body).keys()) == (200, {"nonce"})
     answer = listener.say(f"GET {NONCE} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert answer.lower().count(b"connection: close") == 1
+
+
+def test_a_signed_body_covers_the_address_as_it_was_sent(listener: Listener, scene: Scene) -> None:
+    nonce = scene.ledger.last_nonce(ANNE.address) + 1
+    target = (
+        f"/api/services/compute?consumerAddress={ANNE.shown}&documentId=did%3aop%3A{'0' * 64}&nonce={nonce}"
+    )
+    nothing = sha256(b"").hexdigest()
+    text = "\n".join(["node-agent signed-body 1", "GET", target, nothing, NODE, ANNE.address, str(nonce)])
+    header = f"Signed-Body: sha256={nothing}, signature={ANNE.sign(text)}\r\n"
+    answer = listener.say(f"GET {target} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode())
+    assert answer.endswith(b"\r\n\r\n[]")
+    assert scene.ledger.last_nonce(ANNE.address) == nonce
 
 
 def test_two_hundred_calls_at_the_same_time_are_all_answered(listener: Listener) -> None:

@@ -6,7 +6,7 @@ Their jobs run in real containers, some of them made with `ocean-runner`. No cha
 import csv
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.ports import free_port
 pytestmark = pytest.mark.interop
 
 END_SECONDS = 60
+SHAMEFUL = {"compute_request_bug", "compute_request_failed"}
 PUBLISHER, STRANGER = "0x" + "b" * 40, "0x" + "d" * 40
 
 COUNTING = """\
@@ -62,7 +63,7 @@ details = load_job_details(Parameters, {"base_dir": "/data"}).read()
 
 @dataclass(frozen=True)
 class Node:
-    """An agent that offers data to whoever proves an address, and the images of its algorithms."""
+    """An agent that offers data to whoever has its owner's grant, and the images of its algorithms."""
 
     agent: AgentProcess
     url: str
@@ -77,6 +78,15 @@ class Node:
             within=END_SECONDS,
             what=f"the end of a job\n{self.agent.log_tail()}",
         )
+
+    def grant(self, client: OceanClient, data_set: str, *limits: str) -> str:
+        """Let a client use a data set, as the owner does it."""
+        consumer = client.call("address")
+        done = self.agent.command(
+            *("grant", "create", "--json", "--consumer", consumer, "--dataset", data_set), *limits
+        )
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["id"])
 
     def ages(self, hospital: str) -> list[float]:
         with self.files[hospital].open(newline="") as table:
@@ -112,8 +122,7 @@ def settings(
         "policy": {"algorithms": [f"{host}/*"]},
         "compute_api": {
             "listen": f"127.0.0.1:{port}",
-            "access": "addresses",
-            "addresses": ["*"],
+            "access": "grants",
             # a test looks more often than a person would, and the clients ask three things for each look
             "requests_per_second": 200,
             "data_sets": [
@@ -129,6 +138,12 @@ def settings(
 def pushed(shop: Registry, client: docker.DockerClient, tag: str, name: str) -> dict[str, str]:
     found = shop.push(client, tag, f"clients/{name}:1")
     return {"image": found.reference.rpartition(":")[0], "checksum": found.digest}
+
+
+def forget(client: docker.DockerClient, container: dict[str, str]) -> None:
+    """Take away what the agent pulled: the registry will have another port next time."""
+    with suppress(docker.errors.ImageNotFound):
+        client.images.remove(f"{container['image']}@{container['checksum']}")
 
 
 def catalogued(container: dict[str, str], entrypoint: str, **more: str) -> dict[str, str]:
@@ -148,6 +163,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
             shop = stack.enter_context(registry())
             python = pushed(shop, client, python_base(client), "python")
             runner = pushed(shop, client, runner_image(client), "pooled")
+        for image in (python, runner):
+            stack.callback(forget, client, image)
         lab = stack.enter_context(SandboxLab(("alpha",)))
         algorithms = {
             "counting": catalogued(python, "python3 -S $ALGO", code=str(code)),
@@ -160,6 +177,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         )
         stack.enter_context(agent)
         yield Node(agent, f"http://127.0.0.1:{port}", files, python, runner)
+        assert not [line for line in agent.log_lines() if line.get("event") in SHAMEFUL]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +185,8 @@ def ocean_py(node: Node) -> Iterator[OceanClient]:
     with or_missing(*NOT_HERE):
         command = ocean_py_command()
     with OceanClient(command, node.url) as client:
+        for data_set in ("open", "second"):
+            node.grant(client, data_set)
         yield client
 
 
@@ -175,12 +195,24 @@ def ocean_js(node: Node) -> Iterator[OceanClient]:
     with or_missing(*NOT_HERE):
         command = ocean_js_command()
     with OceanClient(command, node.url) as client:
+        for data_set in ("open", "second"):
+            node.grant(client, data_set)
         yield client
 
 
 def own_code(container: dict[str, str], code: str, *, entrypoint: str = "python3 $ALGO") -> dict[str, Any]:
     section = {"entrypoint": entrypoint, "tag": "", **container}
     return {"rawcode": code, "language": "python", "version": "1", "container": section}
+
+
+def started(client: OceanClient, **wanted: Any) -> dict[str, str]:
+    """Start a job with ocean.py as its documentation does: first paying, which takes a grant here."""
+    named = {name: value for name, value in wanted.items() if name != "custom"}
+    order, algorithm_order = client.call("pay", environment="default", **named)
+    assert order
+    assert bool(algorithm_order) is ("algorithm" in wanted)
+    job = client.call("start", environment="default", order=order, **wanted)
+    return {"data_set": wanted["data_set"], "job": job}
 
 
 # --- ocean.py ----------------------------------------------------------------------------------------------------
@@ -197,12 +229,7 @@ def test_ocean_py_takes_the_node_for_a_provider_and_finds_its_free_environment(
 def test_ocean_py_runs_an_algorithm_of_the_catalogue_and_reads_result_and_log(
     node: Node, ocean_py: OceanClient
 ) -> None:
-    where = {"data_set": did("open"), "environment": "default"}
-    order, algorithm_order = ocean_py.call("pay", **where, algorithm=did("counting"))
-    assert order
-    assert algorithm_order
-    job = ocean_py.call("start", **where, algorithm=did("counting"), order=order, custom={"for_ever": False})
-    named = {"data_set": did("open"), "job": job}
+    named = started(ocean_py, data_set=did("open"), algorithm=did("counting"), custom={"for_ever": False})
     ended = node.ended(lambda: ocean_py.call("status", **named))
     assert (ended["status"], ended["statusText"], ended["ok"]) == (70, "Job finished", True), ended
     assert [(entry["filename"], entry["type"]) for entry in ended["results"]] == [
@@ -214,13 +241,7 @@ def test_ocean_py_runs_an_algorithm_of_the_catalogue_and_reads_result_and_log(
 
 
 def test_ocean_py_brings_its_own_code_and_stops_and_deletes_it(node: Node, ocean_py: OceanClient) -> None:
-    code = own_code(node.python, ENDLESS)
-    where = {"data_set": did("open"), "environment": "default", "code": code}
-    order, algorithm_order = ocean_py.call("pay", **where)
-    assert order
-    assert algorithm_order is None
-    job = ocean_py.call("start", **where, order=order)
-    named = {"data_set": did("open"), "job": job}
+    named = started(ocean_py, data_set=did("open"), code=own_code(node.python, ENDLESS))
     eventually(
         lambda: ocean_py.call("status", **named)["status"] == 40, within=END_SECONDS, what="a running job"
     )
@@ -230,6 +251,21 @@ def test_ocean_py_brings_its_own_code_and_stops_and_deletes_it(node: Node, ocean
     assert ocean_py.call("delete", **named)["removed"] == 1
     with pytest.raises(OceanError, match="IndexError"):
         ocean_py.call("status", **named)
+
+
+def test_what_ocean_py_pays_with_is_a_grant_of_the_owner_and_can_be_used_up(
+    node: Node, ocean_py: OceanClient
+) -> None:
+    asked = {"data_set": did("closed"), "environment": "default", "algorithm": did("pooled")}
+    with pytest.raises(OceanError, match=r"'dataset\.serviceId': 'order_invalid'"):
+        ocean_py.call("pay", **asked)
+    grant = node.grant(ocean_py, "closed", "--uses", "1")
+    assert ocean_py.call("pay", **asked) == [grant, grant]
+    job = ocean_py.call("start", **asked, order=grant)
+    assert ocean_py.call("status", data_set=did("closed"), job=job)["agreementId"] == grant
+    for call in (("pay", {}), ("start", {"order": grant})):
+        with pytest.raises(OceanError, match=r"'dataset\.serviceId': 'order_invalid'"):
+            ocean_py.call(call[0], **asked, **call[1])
 
 
 @pytest.mark.parametrize(
@@ -338,14 +374,7 @@ def test_own_code_reads_the_details_of_its_job_with_their_package(node: Node, oc
 def test_parameters_that_an_algorithm_cannot_take_end_its_job_as_failed(
     node: Node, ocean_py: OceanClient
 ) -> None:
-    job = ocean_py.call(
-        "start",
-        data_set=did("second"),
-        environment="default",
-        algorithm=did("pooled"),
-        custom={"digits": "many"},
-    )
-    named = {"data_set": did("second"), "job": job}
+    named = started(ocean_py, data_set=did("second"), algorithm=did("pooled"), custom={"digits": "many"})
     ended = node.ended(lambda: ocean_py.call("status", **named))
     assert (ended["status"], ended["terminationDetails"]["exitCode"]) == (41, 1)
     (log,) = ocean_py.call("logs", **named)

@@ -7,7 +7,6 @@ and the end is written once. Must not know agents, containers, or what a job com
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,12 +117,6 @@ class Consumer:
     def last_nonce(self) -> int:
         """Ask for the last nonce of this address."""
         return int(self._asked("GET", "nonce", {"userAddress": self.address}).json()["nonce"])
-
-    def is_listening(self) -> bool:
-        """Tell whether the node's compute API answers."""
-        with suppress(requests.ConnectionError):
-            return requests.get(self._url, timeout=CALL_SECONDS).ok
-        return False
 
     def glance(self, job: Job) -> Job:
         """See of a job what anybody sees who knows its number."""
