@@ -32,7 +32,7 @@ from node_agent.compute.authentication import Asker, Authentication, bad_signatu
 from node_agent.compute.desk import JobDesk
 from node_agent.compute.documents import document, file_list
 from node_agent.compute.fields import BadFields, Fields
-from node_agent.compute.layouts import Operation, has_other_readings
+from node_agent.compute.layouts import Operation
 from node_agent.compute.ledger import JobRecord, Ledger
 from node_agent.compute.objects import Environment, given_in, reduced
 from node_agent.compute.openapi import openapi
@@ -296,8 +296,6 @@ class ComputeApi:
             raise BadFields({"index": _NO_SUCH_FILE})
         give_back = self._places.take(asker.address)
         try:
-            if has_other_readings(fields.text("index"), fields.text("nonce"), files=len(files)):
-                self._authentication.use_message(asker, now=self._clock.now())
             self._authentication.use_nonce(asker)
             response = self._file(request, job, files[index])
         except BaseException:

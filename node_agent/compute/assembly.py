@@ -25,7 +25,7 @@ from node_agent.domain.assets import Assets
 from node_agent.domain.joboffer import AccessKind
 from node_agent.domain.ports import Clock
 
-_BURST_SECONDS = 10
+_BURST_SECONDS = 20
 """Who was quiet may ask at once for what he may ask in so many seconds."""
 
 
@@ -48,7 +48,7 @@ def listener_of(
         assets=assets,
         access=_access_of(settings, ledger, clock),
         authentication=Authentication(
-            ledger, tokens, node=own_address, only_signed_bodies=section.signed_bodies
+            ledger, tokens, node=own_address, now=clock.now, only_signed_bodies=section.signed_bodies
         ),
         tokens=tokens,
         pace=Pace(

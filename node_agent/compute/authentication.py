@@ -5,12 +5,18 @@ its own fields, and only then the nonce, before anything is done for the request
 wrong owner and an unknown job look the same.
 """
 
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from node_agent.compute.fields import BadFields, Fields, required
-from node_agent.compute.layouts import Operation, address_field, newer_message, specified_message
-from node_agent.compute.ledger import Ledger
+from node_agent.compute.layouts import (
+    Operation,
+    address_field,
+    may_be_cut_elsewhere,
+    newer_message,
+    specified_message,
+)
+from node_agent.compute.ledger import Ledger, NonceUse
 from node_agent.compute.signatures import Address, parse_address, signer_of
 from node_agent.compute.signedbody import HEADER, Sent, body_signature, signed_text
 from node_agent.compute.tokens import AuthTokens, BadToken
@@ -20,8 +26,6 @@ _SIGN_THE_BODY = f"Invalid signature provided. This node wants every request sig
 _NO_TOKEN = frozenset({"", "undefined", "null", "none"})
 """What clients send that have no token."""
 _BEARER = "bearer "
-_MARKED_SECONDS = 400 * 86_400
-"""Longer than the results of any job are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,10 @@ class Asker:
 
     address: Address
     nonce: int
-    message: str = ""
+    text: str = ""
     """What was signed, where its fields stand without a mark between them; else empty."""
+    is_ambiguous: bool = False
+    """The text could be another request's as well."""
 
 
 def bad_signature() -> BadFields:
@@ -43,11 +49,18 @@ class Authentication:
     """Recognises who asks and keeps every request from being used twice."""
 
     def __init__(
-        self, ledger: Ledger, tokens: AuthTokens, *, node: Address, only_signed_bodies: bool = False
+        self,
+        ledger: Ledger,
+        tokens: AuthTokens,
+        *,
+        node: Address,
+        now: Callable[[], float],
+        only_signed_bodies: bool = False,
     ) -> None:
         self._ledger = ledger
         self._tokens = tokens
         self._node = node
+        self._now = now
         self.only_signed_bodies = only_signed_bodies
 
     def recognise(self, operation: Operation, fields: Fields, sent: Sent) -> Asker:
@@ -64,20 +77,16 @@ class Authentication:
 
     def use_nonce(self, asker: Asker) -> None:
         """Use the nonce up. Raises BadFields when it is not higher than those before."""
-        if not self._ledger.use_nonce(asker.address, asker.nonce):
+        use = self._ledger.use_nonce(
+            asker.address, asker.nonce, text=asker.text, mark=asker.is_ambiguous, at=self._now()
+        )
+        if use is NonceUse.TOO_LOW:
             last = self._ledger.last_nonce(asker.address)
             text = f"The nonce must be higher than the last one used, which was {last}; ask for it and add 1."
             raise BadFields({"nonce": text})
-
-    def use_message(self, asker: Asker, *, now: float) -> None:
-        """Use up what was signed, in every way it can be read. Raises BadFields when it was before."""
-        if not asker.message:
-            return
-        mark = f"message:{sha256(asker.message.encode(errors='replace')).hexdigest()}"
-        if not self._ledger.revoke_token(mark, expires_at=int(now + _MARKED_SECONDS), now=now):
-            raise BadFields(
-                {"nonce": "The nonce was used before in a request of the same text; take another."}
-            )
+        if use is NonceUse.TEXT_WAS_USED:
+            text = "The nonce was used before in a request of the same text; take another."
+            raise BadFields({"nonce": text})
 
     @staticmethod
     def _named(operation: Operation, fields: Fields) -> Asker:
@@ -106,7 +115,7 @@ class Authentication:
         signature, nonce = fields.text("signature"), str(asker.nonce)
         specified = specified_message(operation, fields, nonce=nonce)
         if specified is not None and signer_of(specified, signature) == asker.address:
-            return Asker(asker.address, asker.nonce, specified)
+            return replace(asker, text=specified, is_ambiguous=may_be_cut_elsewhere(operation, fields))
         newer = newer_message(operation, fields, nonce=nonce)
         if newer is not None and signer_of(newer, signature) == asker.address:
             return asker

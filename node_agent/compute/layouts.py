@@ -1,16 +1,15 @@
 """Which fields are signed for what, in the two dialects clients speak.
 
 The specification's messages end in the nonce's digits, the newer dialect's in a command's letters: no message is one of
-both. Fields stand beside each other without a mark between them. A message can be cut into fields in one way only as long
-as what stands before the nonce does not end in a digit or has a fixed length: where it is not so, a message of the
-specification's dialect proves nothing, and the one case clients cannot do without (a result's index) is looked at by
-itself.
+both. Fields stand beside each other without a mark between them, so that a message of the specification can be cut into
+fields in several ways when what stands before the nonce may end in a digit. `may_be_cut_elsewhere` says where: such a
+message is good for one request, however it is read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 
-from node_agent.compute.fields import Fields, is_whole
+from node_agent.compute.fields import Fields
 from node_agent.domain.assets import is_did
 
 
@@ -57,11 +56,9 @@ def address_field(operation: Operation) -> str:
 
 
 def specified_message(operation: Operation, fields: Fields, *, nonce: str) -> str | None:
-    """Give the text that the specification's dialect signs; None when these fields could be read in another way."""
+    """Give the text that the specification's dialect signs; None when it has no such operation."""
     names = _SPECIFIED.get(operation)
-    if names is None or not _CLEAR.get(operation, _always)(fields):
-        return None
-    return "".join(fields.text(name) for name in names) + nonce
+    return None if names is None else "".join(fields.text(name) for name in names) + nonce
 
 
 def newer_message(operation: Operation, fields: Fields, *, nonce: str) -> str | None:
@@ -71,37 +68,13 @@ def newer_message(operation: Operation, fields: Fields, *, nonce: str) -> str | 
     return fields.text(address_field(operation)) + nonce + operation.value
 
 
-def has_other_readings(index: str, nonce: str, *, files: int) -> bool:
-    """Tell whether a signed result request could be read as one for another of the job's files."""
-    digits = index + nonce
-    cuts = (cut for cut in range(1, len(digits)) if cut != len(index))
-    return any(
-        is_whole(digits[:cut]) and int(digits[:cut]) < files and is_whole(digits[cut:]) for cut in cuts
-    )
-
-
-def _always(_fields: Fields) -> bool:
-    return True
-
-
-def _names_a_document(fields: Fields) -> bool:
-    """Ask for a document: without one, a result's request would be a stop of the same job with a higher nonce."""
-    return is_clear(fields.text("documentId"))
-
-
-def _names_no_job_or_a_document(fields: Fields) -> bool:
-    name = fields.text("documentId")
-    return is_clear(name) if "jobId" in fields or name else True
-
-
-def is_clear(name: str) -> bool:
-    """Tell whether it is plain where a name ends and the digits behind it begin."""
-    return is_did(name) or (bool(name) and not name[-1].isdigit())
-
-
-_CLEAR: Mapping[Operation, Callable[[Fields], bool]] = {
-    Operation.START: lambda fields: is_clear(fields.text("dataset.documentId")),
-    Operation.STATUS: _names_no_job_or_a_document,
-    Operation.STOP: _names_a_document,
-    Operation.DELETE: _names_a_document,
-}
+def may_be_cut_elsewhere(operation: Operation, fields: Fields) -> bool:
+    """Tell whether the specification's message of these fields could be another request's, with another nonce."""
+    if operation in _OF_TOKENS:
+        return False  # only the nonce stands behind the address
+    if operation is Operation.RESULT:
+        return fields.text("index") != "0"  # no whole number begins with it
+    name = fields.text("dataset.documentId" if operation is Operation.START else "documentId")
+    if not name:
+        return "jobId" in fields
+    return not is_did(name) and name[-1].isdigit()

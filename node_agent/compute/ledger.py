@@ -5,6 +5,7 @@ short transaction each. A nonce is used up before anything is done for it; a job
 transaction. Nothing here knows what a request looks like or how a container is run.
 """
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, NewType
 
@@ -19,6 +21,8 @@ from node_agent.errors import ConfigError, DiskFull
 
 FILE_NAME = "compute.sqlite"
 _BUSY_SECONDS = 10.0
+_MARKED_SECONDS = 400 * 86_400
+"""So long a text stays marked as used: longer than any job's results are kept."""
 _NEW_YEAR_2020 = 1_577_836_800
 
 ComputeJobId = NewType("ComputeJobId", str)
@@ -27,6 +31,8 @@ ComputeJobId = NewType("ComputeJobId", str)
 _SCHEMA: tuple[str, ...] = (
     """
     CREATE TABLE nonce (address TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE used_text (digest BLOB PRIMARY KEY, used_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX used_text_by_age ON used_text (used_at);
     CREATE TABLE revoked_token (id TEXT PRIMARY KEY, expires_at INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE job (
@@ -103,6 +109,14 @@ class JobRecord:
     """How it ended, the fields of a `JobEnding`; None until then."""
 
 
+class NonceUse(Enum):
+    """What came of the wish to use a nonce up."""
+
+    GOOD = auto()
+    TOO_LOW = auto()
+    TEXT_WAS_USED = auto()
+
+
 class GrantUsedUp(Exception):
     """Somebody else used a grant up meanwhile."""
 
@@ -140,15 +154,28 @@ class Ledger:
             row = connection.execute("SELECT last FROM nonce WHERE address = ?", (address,)).fetchone()
             return int(row["last"]) if row else 0
 
-    def use_nonce(self, address: str, nonce: int) -> bool:
-        """Use a nonce up; False when it is not higher than every one before."""
+    def use_nonce(
+        self, address: str, nonce: int, *, text: str = "", mark: bool = False, at: float = 0.0
+    ) -> NonceUse:
+        """Use a nonce up, unless it is not higher than every one before, or *text* was marked as used.
+
+        With *mark* the text is: what was signed counts once then, with whatever nonce it is read.
+        """
+        digest = hashlib.sha256(text.encode(errors="replace")).digest()
         with self._transaction() as connection:
+            if text and connection.execute("SELECT 1 FROM used_text WHERE digest = ?", (digest,)).fetchone():
+                return NonceUse.TEXT_WAS_USED
             changed = connection.execute(
                 "INSERT INTO nonce (address, last) VALUES (?, ?) "
                 "ON CONFLICT (address) DO UPDATE SET last = excluded.last WHERE excluded.last > last",
                 (address, nonce),
             )
-            return changed.rowcount == 1
+            if changed.rowcount != 1:
+                return NonceUse.TOO_LOW
+            if mark:
+                connection.execute("DELETE FROM used_text WHERE used_at < ?", (at - _MARKED_SECONDS,))
+                connection.execute("INSERT INTO used_text (digest, used_at) VALUES (?, ?)", (digest, at))
+            return NonceUse.GOOD
 
     # --- tokens -----------------------------------------------------------------------------------------------
 

@@ -107,7 +107,13 @@ class Scene:
     def api(self) -> ComputeApi:
         tokens = AuthTokens(self.ledger, self.clock)
         return self.api_that_asks(
-            Authentication(self.ledger, tokens, node=NODE, only_signed_bodies=self.only_signed_bodies)
+            Authentication(
+                self.ledger,
+                tokens,
+                node=NODE,
+                now=self.clock.now,
+                only_signed_bodies=self.only_signed_bodies,
+            )
         )
 
     def api_that_asks(self, authentication: Authentication) -> ComputeApi:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.compute.ledger import FILE_NAME, ComputeJobId, Grant, GrantUsedUp, Ledger, TooManyOpen
+from node_agent.compute.ledger import (
+    FILE_NAME,
+    ComputeJobId,
+    Grant,
+    GrantUsedUp,
+    Ledger,
+    NonceUse,
+    TooManyOpen,
+)
 from node_agent.errors import ConfigError
 
 ANNE, BERT = "0x" + "a" * 40, "0x" + "b" * 40
@@ -47,15 +55,15 @@ def add(ledger: Ledger, name: str, *grants: str, owner: str = ANNE, most_open: i
 
 def test_a_nonce_counts_once_and_only_upwards(ledger: Ledger) -> None:
     assert ledger.last_nonce(ANNE) == 0
-    assert [ledger.use_nonce(ANNE, nonce) for nonce in (5, 5, 4, 6, 2**53 - 1, 7)] == [
-        True, False, False, True, True, False,
-    ]  # fmt: skip
+    good, low = NonceUse.GOOD, NonceUse.TOO_LOW
+    used = [ledger.use_nonce(ANNE, nonce) for nonce in (5, 5, 4, 6, 2**53 - 1, 7)]
+    assert used == [good, low, low, good, good, low]
     assert ledger.last_nonce(ANNE) == 2**53 - 1
     assert ledger.last_nonce(BERT) == 0
 
 
 def test_of_many_who_use_one_nonce_at_once_one_wins(ledger: Ledger) -> None:
-    won: list[bool] = []
+    won: list[NonceUse] = []
     start = threading.Barrier(16)
 
     def use() -> None:
@@ -67,7 +75,15 @@ def test_of_many_who_use_one_nonce_at_once_one_wins(ledger: Ledger) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(won) == [False] * 15 + [True]
+    assert (won.count(NonceUse.GOOD), won.count(NonceUse.TOO_LOW)) == (1, 15)
+
+
+def test_a_marked_text_is_good_for_no_other_nonce_and_a_refused_one_is_not_marked(ledger: Ledger) -> None:
+    assert ledger.use_nonce(ANNE, 5) is NonceUse.GOOD
+    assert ledger.use_nonce(ANNE, 5, text="a", mark=True, at=1.0) is NonceUse.TOO_LOW
+    assert ledger.use_nonce(ANNE, 6, text="a", mark=True, at=1.0) is NonceUse.GOOD
+    assert ledger.use_nonce(ANNE, 7, text="a", at=1.0) is NonceUse.TEXT_WAS_USED
+    assert ledger.use_nonce(ANNE, 7, text="b", at=1.0) is NonceUse.GOOD
 
 
 def test_asking_for_a_nonce_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
