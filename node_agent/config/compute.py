@@ -251,7 +251,7 @@ class ComputeApiSection(_Section):
     unsigned_status: YesNo = True
     signed_bodies: YesNo = False
     max_waiting: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
-    requests_per_second: Annotated[Real, Field(ge=0.1, le=10_000)] = 20.0
+    requests_per_second: Annotated[Real, Field(ge=0.1, le=10_000)] = 50.0
     environments: Annotated[tuple[EnvironmentSection, ...], AsTuple] = ()
     data_sets: Annotated[tuple[OfferedSection, ...], AsTuple] = ()
     algorithms: Annotated[tuple[AlgorithmSection, ...], AsTuple] = ()

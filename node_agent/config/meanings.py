@@ -211,7 +211,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         ),
         "compute_api.max_waiting": "Jobs that may be open at the same time; further ones are refused.",
         "compute_api.requests_per_second": (
-            "Requests from one peer, and in one consumer's name; more are refused for a moment."
+            "Requests from one peer, and in one consumer's name; whoever was quiet may have those of 20 s"
+            " at once; more are refused for a moment."
         ),
         "compute_api.environments[].id": (
             "Name of a profile that jobs run in. Without any profile there is one called `default`, as "

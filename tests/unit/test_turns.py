@@ -69,6 +69,17 @@ def test_researchers_take_turns() -> None:
     assert order(*waiting) == [10, 20, 30, 11, 21, 12]
 
 
+def test_consumers_of_the_compute_api_take_turns_by_their_addresses() -> None:
+    asked = {10: "0xaa", 11: "0xaa", 12: "0xaa", 20: "0xbb", 21: "0xbb"}
+    waiting = [
+        make_run(number, task=make_task(number, init_user_id=None, init_user_name=address))
+        for number, address in asked.items()
+    ]
+    assert order(*waiting) == [10, 20, 11, 21, 12]
+    assert order(*waiting, working={"0xaa": 1})[0] == 20
+    assert order(*waiting, since={(Kind.FIRST, "0xaa"): 5, (Kind.FIRST, "0xbb"): 4})[0] == 20
+
+
 def test_a_subtask_goes_before_the_runs_that_users_asked_for() -> None:
     assert order(run_of(1), run_of(2, user=2), run_of(9, user=3, parent=4)) == [9, 1, 2]
 
