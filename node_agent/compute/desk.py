@@ -300,7 +300,16 @@ class JobDesk:
                 log.info("job_results_expired", job_id=job.id)
                 forgotten += 1
         self._ledger.forget_jobs(before=self._clock.now() - keep_jobs)
+        self._remove_what_nobody_kept()
         return forgotten
+
+    def _remove_what_nobody_kept(self) -> None:
+        """Remove what is left of jobs whose deletion a death of the agent interrupted."""
+        found = self._results.jobs()
+        # in this order: a job that ends meanwhile is in one of them at least
+        kept = [*self._ledger.open_jobs(), *self._ledger.with_results()]
+        for job_id in found - {job.id for job in kept}:
+            self._results.remove(job_id)
 
 
 def run_id_of(job: JobRecord) -> RunId:

@@ -106,6 +106,10 @@ class ResultStore:
         """Say where the file number *index* lies."""
         return self._root / job_id / str(index)
 
+    def jobs(self) -> frozenset[ComputeJobId]:
+        """Tell of which jobs anything lies here, published or not."""
+        return frozenset(ComputeJobId(folder.name.partition(".")[0]) for folder in self._root.iterdir())
+
     def remove(self, job_id: ComputeJobId) -> None:
         """Delete everything of a job; already gone is fine."""
         rmtree(self._root / job_id, ignore_errors=True)

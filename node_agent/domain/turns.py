@@ -180,7 +180,8 @@ class Rotation:
         self._lines: dict[Kind, dict[Researcher, list[Run]]] = {kind: defaultdict(list) for kind in Kind}
         # the next one of each line stands at its end
         for run in sorted(waiting, key=lambda run: (standing.depth.get(run.task.id, 0), -run.id)):
-            self._lines[kind_of(run)][run.task.init_user_id].append(run)
+            kind, who = line_of(run)
+            self._lines[kind][who].append(run)
 
     def take(self, kinds: Collection[Kind] = tuple(Kind)) -> Run | None:
         """Give the run whose turn it is among these *kinds*; None when none of them waits."""

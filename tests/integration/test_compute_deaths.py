@@ -29,9 +29,9 @@ PATIENTS = did_of("patients")
 COUNT = """\
 printf x >> /data/outputs/starts
 cat /data/inputs/*/0 > /data/outputs/rows
-sleep 0.3
 echo started
 """
+LONG = "exec sleep 100\n"
 ROWS = b"patient\n1\n"
 
 AT_NUMBERS = {
@@ -96,7 +96,7 @@ class Lives:
         """Have a job stopped and die when that is written down."""
         place = "after books.ask_stop"
         self.begin(number=self.next_number(), place=place)
-        self.start("exec sleep 100\n")
+        self.start(LONG)
         job = self.anne.reached(self.anne.jobs()[0], 40)
         with pytest.raises(requests.ConnectionError):
             self.anne.stop(job)
@@ -175,8 +175,8 @@ def die_while_deleting(lives: Lives) -> tuple[Job, Job]:
     lives.die_deleting(over, place)
     place = "after books.remove_job"
     lives.begin(number=lives.next_number(), place=place)
-    lives.start()
-    going_on = lives.anne.jobs()[0]
+    lives.start(LONG)
+    going_on = lives.anne.reached(lives.anne.jobs()[0], 40)
     lives.die_deleting(going_on, place)
     return over, going_on
 

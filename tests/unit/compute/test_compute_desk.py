@@ -337,6 +337,16 @@ def test_results_go_when_they_were_kept_long_enough_and_the_job_says_so(scene: S
     assert list((scene.folder / "compute").iterdir()) == []
 
 
+def test_what_a_death_amid_a_deletion_left_behind_goes_when_old_results_do(scene: Scene) -> None:
+    deleted, going_on = scene.start(), scene.start()
+    for job in (deleted, going_on):
+        scene.results.collect(job.id, outputs=None, limit=100)
+    scene.end(deleted)
+    scene.ledger.remove_job(deleted.id)
+    scene.desk.forget_old(keep_jobs=10_000)
+    assert [folder.name for folder in (scene.folder / "compute").iterdir()] == [f"{going_on.id}.new"]
+
+
 def test_a_job_is_forgotten_when_it_was_over_for_long(scene: Scene) -> None:
     job = scene.start()
     scene.end(job)
