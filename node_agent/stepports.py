@@ -51,6 +51,14 @@ class StepSettings:
     """None: there is no way outside."""
     entrances: Mapping[str, Entrance] = field(default_factory=dict)
     """What stands for each database server, by label."""
+    limit_words: Mapping[str, str] = field(default_factory=dict)
+    """What those who asked call our limits, where that is not the name of the setting."""
+
+    def spoken(self, text: str) -> str:
+        """Give a text that names limits in the words of those who asked."""
+        for ours, theirs in self.limit_words.items():
+            text = text.replace(ours, theirs)
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

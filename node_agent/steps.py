@@ -137,9 +137,7 @@ def create(run: Run, ports: Ports) -> StepResult:
     databases = ports.databases.choose(run.task.databases)
     relaxation = _relaxation(run, ports)
     token = ports.server.container_token(run.task.id, run.task.image)
-    laid_out = ports.contract.lay_out(
-        run, ports, databases, token=token, open_to_all=relaxation.image_user
-    )
+    laid_out = ports.contract.lay_out(run, ports, databases, token=token, open_to_all=relaxation.image_user)
     container = ports.runtime.ensure_container(_spec(run, ports, databases, laid_out, relaxation))
     return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
 
@@ -226,14 +224,18 @@ def _check_limits(run: Run, report: ContainerReport, ports: Ports) -> None:
     running_for = seconds_since(run.entered, now=ports.clock.mark())
     if running_for > ports.settings.run_time:
         raise TimeLimit(
-            f"The algorithm was stopped after {running_for:.0f} seconds; "
-            f"this node allows {ports.settings.run_time:.0f} (limits.run_time).{while_paused(report)}"
+            ports.settings.spoken(
+                f"The algorithm was stopped after {running_for:.0f} seconds; "
+                f"this node allows {ports.settings.run_time:.0f} (limits.run_time).{while_paused(report)}"
+            )
         )
     used = ports.folders.used_bytes(run.id, run.task.job)
     if used > ports.settings.disk_size:
         raise OutputTooLarge(
-            f"The algorithm was stopped: it filled {used:,} bytes of disk; "
-            f"this node allows {ports.settings.disk_size:,} (limits.output_size and limits.tmp_size)."
+            ports.settings.spoken(
+                f"The algorithm was stopped: it filled {used:,} bytes of disk; "
+                f"this node allows {ports.settings.disk_size:,} (limits.output_size and limits.tmp_size)."
+            )
         )
 
 
@@ -249,7 +251,11 @@ def _capture_log(run: Run, ports: Ports) -> None:
 def filter_(run: Run, ports: Ports) -> StepResult:
     """Say how the run ended, and seal its result where that is wanted, before anything leaves this machine."""
     outcome = _outcome(run)
-    facts = {"outcome": outcome, "reason": _reason(run, outcome, ports), "finished_at": ports.clock.now()}
+    facts = {
+        "outcome": outcome,
+        "reason": ports.settings.spoken(_reason(run, outcome, ports)),
+        "finished_at": ports.clock.now(),
+    }
     if ports.seal is not None:
         seal_result(run, seal=ports.seal, folders=ports.folders)
     return Advance(State.FINISHED, facts)

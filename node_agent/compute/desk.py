@@ -237,17 +237,19 @@ class JobDesk:
     def tend(self) -> None:
         """Hand over what has a free place, end what waits in vain, and repeat the wish to stop what runs."""
         taken: Counter[str] = Counter()
+        working: Counter[str] = Counter()
         waiting = []
         for job in self._ledger.open_jobs():
             if self._is_handed_over(job):
                 taken[str(job.wish["environment"])] += 1
+                working[job.owner] += 1
             else:
                 waiting.append(job)
         for job in waiting:
-            ending = self._ending_in_queue(job)
-            if ending is not None:
+            if (ending := self._ending_in_queue(job)) is not None:
                 self._end(job, ending)
-            elif taken[str(job.wish["environment"])] < self._places_in(job):
+        for job in in_turn(waiting, working):
+            if taken[str(job.wish["environment"])] < self._places_in(job):
                 taken[str(job.wish["environment"])] += 1
                 self._hand_over(job)
 
@@ -310,6 +312,19 @@ class JobDesk:
         kept = [*self._ledger.open_jobs(), *self._ledger.with_results()]
         for job_id in found - {job.id for job in kept}:
             self._results.remove(job_id)
+
+
+def in_turn(waiting: Iterable[JobRecord], working: Mapping[str, int]) -> list[JobRecord]:
+    """Order jobs so that consumers take turns: each one's oldest first, and who has fewer at work before who has more.
+
+    *waiting* are the oldest first, *working* is how many jobs of each consumer are handed over.
+    """
+    ahead: Counter[str] = Counter(working)
+    turns = []
+    for job in waiting:
+        turns.append((ahead[job.owner], job.number, job))
+        ahead[job.owner] += 1
+    return [job for _, _, job in sorted(turns, key=lambda turn: turn[:2])]
 
 
 def run_id_of(job: JobRecord) -> RunId:

@@ -178,7 +178,7 @@ class _Budget:
         if self._bytes_left < 0 or self._entries_left < 0:
             raise OutputTooLarge(
                 f"The algorithm's outputs are more than this node takes: {self._limit:,} bytes "
-                f"(limits.output_size) in {MAX_ENTRIES:,} files."
+                f"(disk of the environment) in {MAX_ENTRIES:,} files."
             )
 
 

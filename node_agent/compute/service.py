@@ -33,6 +33,7 @@ from node_agent.stepports import Contract, Ports, StepSettings
 
 log = structlog.get_logger()
 
+_ABOVE_DISK = 1 << 20
 _STRICTNESS = (LogSharing.FULL, LogSharing.ERRORS, LogSharing.OFF)
 
 
@@ -154,10 +155,19 @@ def _settings_of(job: JobRecord, usual: StepSettings) -> StepSettings:
     return replace(
         usual,
         limits=replace(
-            usual.limits, cpus=float(limits["cpus"]), memory=int(limits["memory"]), file_size=disk
+            usual.limits,
+            cpus=float(limits["cpus"]),
+            memory=int(limits["memory"]),
+            # a little more: an algorithm that dies of it has filled its disk, and that is found by what it left
+            file_size=disk + _ABOVE_DISK,
         ),
         output_size=disk,
         disk_size=disk + usual.limits.tmp_size,
         run_time=float(job.wish["longest"]),
+        limit_words={
+            "limits.run_time": "maxJobDuration",
+            "limits.output_size": f"disk of the environment {job.wish['environment']}",
+            "limits.memory": f"memory of the environment {job.wish['environment']}",
+        },
         log_sharing=max(shared, usual.log_sharing, key=_STRICTNESS.index),
     )

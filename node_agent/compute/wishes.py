@@ -219,7 +219,10 @@ def _check_output(fields: Fields) -> None:
 
 
 def _longest(fields: Fields) -> int | None:
-    return fields.whole("maxJobDuration", most=LONGEST_JOB_SECONDS)
+    found = fields.whole("maxJobDuration", most=LONGEST_JOB_SECONDS)
+    if found == 0:
+        raise BadFields({"maxJobDuration": "The maxJobDuration must be at least 1 second."})
+    return found
 
 
 def _bounded(fields: Fields, name: str, limit: int) -> dict[str, Any]:

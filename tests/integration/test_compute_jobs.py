@@ -177,6 +177,9 @@ ENDINGS: Mapping[str, Ending] = {
     "the environment's time is over": Ending(
         code=SLEEP, status=41, stopreq=2, more={"environment": "brief", "maxJobDuration": 50}
     ),
+    "one output is too large": Ending(
+        code="with open('/data/outputs/x', 'wb') as x:\n    x.write(bytes(9_000_000))\n", status=42
+    ),
     "the outputs are too large together": Ending(code=f"{FILL}fill(600_000)\n", status=42),
     "the disk is filled by a job that goes on": Ending(code=f"{FILL}fill(900_000)\n{SLEEP}", status=42),
 }

@@ -445,6 +445,16 @@ def test_an_algorithm_that_runs_too_long_is_stopped(bench: Bench) -> None:
         bench.do("observe", run)
 
 
+def test_a_limit_is_called_what_those_who_asked_call_it(bench: Bench) -> None:
+    run = bench.running()
+    bench.ports = replace(
+        bench.ports, settings=replace(SETTINGS, limit_words={"limits.run_time": "maxJobDuration"})
+    )
+    bench.clock.advance(61)
+    with pytest.raises(TimeLimit, match=r"\(maxJobDuration\)"):
+        steps.observe(run, bench.ports)
+
+
 @pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
 def test_a_wall_clock_that_is_set_neither_ends_an_algorithm_nor_gives_it_more_time(
     bench: Bench, jump: float

@@ -25,6 +25,7 @@ from tests.doubles.clock import ManualClock
 from tests.doubles.core import make_run
 
 ANNE = Address("0x" + "a" * 40)
+BERT = Address("0x" + "b" * 40)
 DIGEST = "sha256:" + "12" * 32
 DATA = DataSet(did=derived_did("data"), label="patients", service_id="0", share_log=True)
 RAW = RawAlgorithm(
@@ -83,11 +84,17 @@ class Scene:
         self.inputs[run_id] = b"".join(content)
 
     def start(
-        self, *, algorithm: Any = RAW, custom: Mapping[str, Any] | None = None, orders: Any = (), **more: Any
+        self,
+        *,
+        algorithm: Any = RAW,
+        custom: Mapping[str, Any] | None = None,
+        orders: Any = (),
+        owner: Address = ANNE,
+        **more: Any,
     ) -> JobRecord:
         wish = Wish(data_sets=(), algorithm=WishedAlgorithm(custom=custom or {}), **more)
         admitted = Admitted(data_sets=(DATA,), orders=orders, algorithm=algorithm)
-        return self.desk.take_in(wish, admitted, owner=ANNE)
+        return self.desk.take_in(wish, admitted, owner=owner)
 
     def tend(self) -> list[OpenRun]:
         """Let the desk look once and give what it handed over."""
@@ -157,6 +164,14 @@ def test_jobs_begin_in_order_as_places_become_free(scene: Scene) -> None:
     assert scene.tend() == []
     scene.end(jobs[1])
     assert [run.id for run in scene.tend()] == [run_id_of(jobs[2])]
+
+
+def test_consumers_take_turns(scene: Scene) -> None:
+    anne = [scene.start() for _ in range(3)]
+    scene.tend()
+    bert = scene.start(owner=BERT)
+    scene.end(anne[0])
+    assert [run.id for run in scene.tend()] == [run_id_of(bert)]
 
 
 def test_a_job_that_waits_is_1_and_has_no_end(scene: Scene) -> None:

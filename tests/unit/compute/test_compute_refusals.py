@@ -355,6 +355,7 @@ MISSHAPEN: dict[str, tuple[dict[str, Any], str, str]] = {
         "maxJobDuration",
         "must be a whole number of at most 2592000.",
     ),
+    "no time at all": ({"maxJobDuration": 0}, "maxJobDuration", "must be at least 1 second."),
     "patience below zero": (
         {"queueMaxWaitTime": -1},
         "queueMaxWaitTime",
