@@ -94,7 +94,7 @@ def service(quick_dir: Path) -> Iterator[Service]:
     scene.end(jobs[1], names=[f"{number:02}" for number in range(15)])
     scene.runs_now(jobs[2])
     tokens = AuthTokens(scene.ledger, scene.clock)
-    counted = Counted(scene.api_that_asks(Believing(scene.ledger, tokens, node=NODE)))
+    counted = Counted(scene.api_that_asks(Believing(scene.ledger, tokens, node=NODE, now=scene.clock.now)))
     server = ComputeServer(counted, address="127.0.0.1", port=free_port(), certificate=None)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     server.start()
