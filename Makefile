@@ -59,8 +59,8 @@ rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootles
 	@$(ROOT) $(OURS) -m tests.lab.rootless podman python3 -m pytest -p no:cacheprovider tests/rootless
 	@$(ROOT) $(OURS) -m tests.lab.rootless docker python3 -m pytest -p no:cacheprovider tests/rootless
 
-bench: setup ## an empty run: our agent, vantage6's own node, docker run (ARGS=--json)
-	@$(WITH_ENGINE) $(OURS) -m tests.bench.compare $(ARGS)
+bench: setup ## speed beside vantage6's own node and the bare engine, 25 minutes (ARGS="--quick --only burst")
+	@$(WITH_ENGINE) $(OURS) -m tests.bench $(ARGS)
 
 same-results: setup ## analyses on three of our nodes and three of vantage6's own give the same bytes
 	@$(WITH_ENGINE) $(OURS) -m tests.bench.same_results

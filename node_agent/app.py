@@ -242,7 +242,13 @@ class Application:
         join(self._identity, self._key, self._server)
         self._proxy_app.seal_with(_sealer(self._key, self._server))
         # What the server has to say waits in the mailbox until the machine is proven fit.
-        self._listener = SocketListener(self._address, self._tokens, self._identity, self._post)
+        self._listener = SocketListener(
+            self._address,
+            self._tokens,
+            self._identity,
+            self._post,
+            task_changed=self._proxy_app.waits.task_changed,
+        )
         self._listener.start()
         self._stack.callback(self._listener.stop)
 
@@ -266,6 +272,7 @@ class Application:
             port=self._settings.network.proxy_port,
             spool=self._proxy_spool,
             max_body=_largest_body(self._settings),
+            holds=self._proxy_app,
         )
         with ExitStack() as stack:
             stack.callback(proxy.stop)

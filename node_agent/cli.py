@@ -86,6 +86,9 @@ def run(parts: "Parts", config: Path) -> None:
     SIGTERM stops the agent and leaves containers running; the next start adopts them. A second SIGTERM stops it at
     once. SIGHUP has it read its configuration again. The log goes to standard error.
     """
+    from node_agent import lean
+
+    lean.travel_light()
     from node_agent.reloading import set_up_log
 
     settings = parts.load(config)
@@ -473,10 +476,6 @@ def _report(error: Exception) -> int:
 
 
 def _explain(error: NodeAgentError) -> None:
-    from node_agent import lean
-
-    lean.leave_rich_out()
-    lean.share_arenas()
     from node_agent import logs
 
     if logs.writes_json():

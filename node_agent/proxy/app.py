@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import structlog
@@ -22,10 +23,11 @@ from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import wrap_file
 
 from node_agent.domain.ports import Body, ProxiedRequest, ProxiedResponse
-from node_agent.domain.run import RunId
+from node_agent.domain.run import RunId, Status
 from node_agent.domain.secret import Secret
 from node_agent.errors import AccessDenied, ServerUnreachable
 from node_agent.payload.longtext import BadJson, JsonTooLarge, spool_json
+from node_agent.proxy.held import REASSURE_SECONDS, Arrived, Line, Question, Waits
 from node_agent.proxy.routes import Route, Treatment, WrongMethod, find_route
 from node_agent.proxy.sealer import CannotSeal, Sealer
 from node_agent.proxy.spool import NoRoom, Spool, SpooledBody
@@ -45,6 +47,12 @@ _BEARER = re.compile(r"Bearer ([A-Za-z0-9._~+/=-]{1,8192})")
 _QUERY = re.compile(r"[!-~]*")
 _OK, _CREATED = 200, 201
 _PIECE = 256 << 10
+_STATUS = re.compile(r"task/[0-9]{1,18}/status")
+_UNFINISHED = frozenset({Status.PENDING, Status.INITIALIZING, Status.ACTIVE})
+_TAKES_INTERIM_ANSWERS = "python-"
+"""What the official client's library and its relatives call themselves: they read on after `100 Continue`."""
+_FEW = 4
+"""Pieces in which the answer to such a small question comes."""
 
 Forward = Callable[[ProxiedRequest], AbstractContextManager[ProxiedResponse]]
 
@@ -69,6 +77,7 @@ class ProxyApp:
         on_subtask: Callable[[RunId], None],
         spool: Spool,
         max_body: int,
+        reassure_seconds: float = REASSURE_SECONDS,
     ) -> None:
         self._forward = forward
         self._run_of_token = run_of_token
@@ -77,6 +86,8 @@ class ProxyApp:
         self._max_body = max_body
         self._turns = _Turns(MAX_PER_RUN)
         self._sealer: Sealer | None = None
+        self.waits = Waits(look=self._goes_on, is_alive=self._is_alive, reassure_seconds=reassure_seconds)
+        """Who is kept waiting for the end of a task."""
 
     def seal_with(self, sealer: Sealer) -> None:
         """Begin to pass payloads on, now that it is known how they travel."""
@@ -99,17 +110,43 @@ class ProxyApp:
             )
         return response(environ, start_response)
 
+    def hold(self, arrived: Arrived, line: Line) -> bool:
+        """Keep a call back that asks again whether a task is over; False when it is to be answered now."""
+        path = arrived.path.removeprefix("/")
+        if arrived.method != "GET" or not _STATUS.fullmatch(path):
+            return False
+        shown = _BEARER.fullmatch(arrived.authorization)
+        run = None if shown is None else self._run_of_token(_hash(shown[1]))
+        if shown is None or run is None:
+            return False
+        understands = arrived.is_current and arrived.client.lower().startswith(_TAKES_INTERIM_ANSWERS)
+        return self.waits.keep(Question(path, run, Secret(shown[1]), understands), line)
+
+    def _goes_on(self, question: Question) -> bool:
+        """Ask the server whether a task is not over; whatever it says instead is for whoever waits."""
+        call = ProxiedRequest(method="GET", path=question.path, query="", token=question.token)
+        try:
+            with self._forward(call) as answer:
+                return answer.status == _OK and _is_unfinished(b"".join(islice(answer.body, _FEW)))
+        except Exception:  # noqa: BLE001 - the call itself will say what is wrong
+            return False
+
+    def _is_alive(self, question: Question) -> bool:
+        return self._run_of_token(_hash(question.token.reveal())) == question.run
+
     def _answer(self, request: Request) -> Response:
         started = time.monotonic()
         route = _route_of(request)
         if route.treatment is Treatment.OPEN:
             return self._pass(request, route, None)
-        token = _token_of(request)
+        token = _token_of(request.headers.get("Authorization", ""))
         run = self._run_of(token)
         with self._turns.of(run):
             response = self._pass(request, route, token)
         if route.treatment is Treatment.NEW_TASK and response.status_code == _CREATED:
             self._on_subtask(run)
+        if route.treatment is Treatment.STATUS and _says_unfinished(response):
+            self.waits.told(run, route.path)
         log.debug(
             "proxy_request",
             run_id=run,
@@ -121,7 +158,7 @@ class ProxyApp:
         return response
 
     def _run_of(self, token: Secret) -> RunId:
-        run = self._run_of_token(sha256(token.reveal().encode()).hexdigest())
+        run = self._run_of_token(_hash(token.reveal()))
         if run is None:
             raise Refusal(401, "This token belongs to no run on this node.")
         return run
@@ -276,6 +313,27 @@ class _Turns:
                     del self._under_way[run]
 
 
+def _hash(token: str) -> str:
+    return sha256(token.encode()).hexdigest()
+
+
+def _says_unfinished(response: Response) -> bool:
+    return (
+        response.status_code == _OK
+        and not response.direct_passthrough
+        and _is_unfinished(response.get_data())
+    )
+
+
+def _is_unfinished(body: bytes) -> bool:
+    """Tell whether the server says that a task is not over; whatever else it says is for the algorithm to judge."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("status") in _UNFINISHED
+
+
 def _json_response(status: int, text: str) -> Response:
     return Response(json.dumps({"msg": text}), status, content_type="application/json")
 
@@ -292,8 +350,8 @@ def _route_of(request: Request) -> Route:
     return route
 
 
-def _token_of(request: Request) -> Secret:
-    shown = _BEARER.fullmatch(request.headers.get("Authorization", ""))
+def _token_of(authorization: str) -> Secret:
+    shown = _BEARER.fullmatch(authorization)
     if shown is None:
         raise Refusal(401, "Show the token of the run: `Authorization: Bearer …`.")
     return Secret(shown[1])

@@ -21,6 +21,8 @@ class Treatment(Enum):
     PLAIN = auto()
     OPEN = auto()
     """Needs no token."""
+    STATUS = auto()
+    """Says whether a task is over."""
     NEW_TASK = auto()
     RESULT_LIST = auto()
     RESULT = auto()
@@ -45,7 +47,7 @@ ROUTES = (
     Route("GET", "result/{id}", Treatment.RESULT),
     Route("GET", "task"),
     Route("GET", "task/{id}"),
-    Route("GET", "task/{id}/status"),
+    Route("GET", "task/{id}/status", Treatment.STATUS),
     Route("POST", "task", Treatment.NEW_TASK),
     Route("GET", "organization"),
     Route("GET", "organization/{id}"),

@@ -9,8 +9,9 @@ import errno
 import json
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from waitress.channel import HTTPChannel
@@ -21,6 +22,7 @@ from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import close_all
 
 from node_agent.errors import ConfigError
+from node_agent.proxy.held import Arrived, Line, Waits
 from node_agent.proxy.spool import NoRoom, Spool
 
 if TYPE_CHECKING:
@@ -42,6 +44,15 @@ _IP_FREEBIND = 15
 """Linux: bind an address this machine does not have yet; the module `socket` has no name for it."""
 
 
+class Holds(Protocol):
+    """What may keep a call back for a while."""
+
+    waits: Waits
+
+    def hold(self, arrived: Arrived, line: Line) -> bool:
+        """Keep a call back; False when it is to be answered now."""
+
+
 class ProxyServer:
     """Serves the proxy in threads of its own."""
 
@@ -54,7 +65,9 @@ class ProxyServer:
         spool: Spool,
         max_body: int,
         idle_seconds: float = IDLE_SECONDS,
+        holds: Holds | None = None,
     ) -> None:
+        self._holds = holds
         self._app = app
         self._address = address
         self._port = port
@@ -63,6 +76,7 @@ class ProxyServer:
         self._idle_seconds = idle_seconds
         self._server: Any = None  # its published types miss what is used here
         self._thread: threading.Thread | None = None
+        self._timekeeper: threading.Thread | None = None
 
     @property
     def port(self) -> int:
@@ -87,8 +101,13 @@ class ProxyServer:
             ident=None,
             clear_untrusted_proxy_headers=True,
         )
-        server.channel_class = partial(_accepted, self._spool)
+        server.channel_class = self._accept
         server.maintenance = partial(_close_idle, server, self._idle_seconds)
+        if self._holds is not None:
+            waits = self._holds.waits
+            waits.look_with(lambda look: server.add_task(_Look(look)))
+            self._timekeeper = threading.Thread(target=waits.keep_time, name="held", daemon=True)
+            self._timekeeper.start()
         self._server = server
         self._thread = threading.Thread(target=server.run, name="proxy", daemon=True)
         self._thread.start()
@@ -99,11 +118,24 @@ class ProxyServer:
         server, thread = self._server, self._thread
         if server is None or thread is None:
             return
+        if self._holds is not None and self._timekeeper is not None:
+            self._holds.waits.stop()
+            self._timekeeper.join(STOP_SECONDS)
         # everything that is served lives in the loop's own thread, so it is closed there
         server.trigger.pull_trigger(lambda: _close_everything(server))
         thread.join(STOP_SECONDS)
         server.task_dispatcher.shutdown(cancel_pending=True, timeout=STOP_SECONDS)
         self._server = self._thread = None
+
+    def _accept(self, server: Any, line: socket.socket, address: Any, adj: Any, **more: Any) -> None:
+        """Serve a new connection, unless its container has too many."""
+        theirs = sum(channel.addr[0] == address[0] for channel in server.active_channels.values())
+        if theirs >= CONNECTIONS_EACH:
+            line.close()
+            return
+        channel = _Channel(server, line, address, adj, **more)
+        channel.parser_class = partial(_Parser, spool=self._spool, owner=address[0])
+        channel.holds = self._holds
 
 
 def _bound_socket(address: str, port: int) -> socket.socket:
@@ -129,16 +161,6 @@ def _binding_fault(error: OSError, address: str, port: int) -> ConfigError:
         f"The proxy for algorithms cannot listen on {address} port {port}: {error.strerror}.",
         hint="Set `network.proxy_port` to a port above 1023.",
     )
-
-
-def _accepted(spool: Spool, server: Any, line: socket.socket, address: Any, adj: Any, **more: Any) -> None:
-    """Serve a new connection, unless its container has too many."""
-    theirs = sum(channel.addr[0] == address[0] for channel in server.active_channels.values())
-    if theirs >= CONNECTIONS_EACH:
-        line.close()
-        return
-    channel = _Channel(server, line, address, adj, **more)
-    channel.parser_class = partial(_Parser, spool=spool, owner=address[0])
 
 
 def _close_everything(server: Any) -> None:
@@ -215,8 +237,39 @@ class _ErrorTask(ErrorTask):
         super().execute()
 
 
+class _Look:
+    """A look at a task somebody waits for, done by one of the server's threads."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self.service = look
+
+    def cancel(self) -> None:
+        """Let it be: the server ends."""
+
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def _arrived(request: Any) -> Arrived:
+    return Arrived(
+        method=request.command,
+        path=request.path,
+        authorization=request.headers.get("AUTHORIZATION", ""),
+        client=request.headers.get("USER_AGENT", ""),
+        is_current=request.version == "1.1",
+    )
+
+
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
+    holds: Holds | None = None
+    _was_held: Any = None
+    """The request that has waited already."""
+    server: Any
+    current_outbuf_count: Any
+    total_outbufs_len: Any
+    _flush_exception: Any
+    _flush_some: Any
     # its published types miss what is used here
     parser_class: Any
     request: Any
@@ -230,7 +283,30 @@ class _Channel(HTTPChannel):
                 early.close()
                 self.requests[0].headers["CONNECTION"] = "close"
             del self.requests[1:]
-        super().service()
+        if not self._is_held(self.requests[0]):
+            super().service()
+
+    def _is_held(self, request: Any) -> bool:
+        if self.holds is None or request.error or request is self._was_held:
+            return False
+        # before it is kept: it may be let go at once, in another thread
+        self._was_held = request
+        return self.holds.hold(_arrived(request), self)
+
+    def let_go(self) -> None:
+        """Have the call passed on and answered."""
+        self.server.add_task(self)
+
+    def reassure(self) -> None:
+        """Tell the client that the answer is on its way; must not be called once the call is let go."""
+        with self.outbuf_lock:
+            if self.connected and not self.total_outbufs_len:
+                self.outbufs[-1].append(_CONTINUE)
+                self.current_outbuf_count += len(_CONTINUE)
+                self.total_outbufs_len += len(_CONTINUE)
+                self._flush_exception(self._flush_some, do_close=False)
+        # a line that turns out to be broken is closed by the thread that owns it
+        self.server.pull_trigger()
 
     def handle_close(self) -> None:
         # it stays in its place: this may be called while it is read

@@ -13,6 +13,7 @@ import certifi
 import requests
 
 from node_agent import __version__
+from node_agent.server.prompt import PromptAdapter
 
 USER_AGENT = f"node-agent/{__version__}"
 
@@ -41,6 +42,8 @@ class ServerSession(requests.Session):
         super().__init__()
         self.headers["User-Agent"] = USER_AGENT
         self.auth = _leave_alone
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, PromptAdapter())
         self.verify = str(address.ca_bundle) if address.ca_bundle else True
 
     def get_redirect_target(self, resp: Any) -> None:

@@ -23,6 +23,7 @@ from node_agent.domain.ports import NodeIdentity, StatusChange
 from node_agent.domain.run import Run
 from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.secret import Secret
+from node_agent.domain.task import TaskId
 from node_agent.errors import NodeAgentError
 from node_agent.server import wire
 from node_agent.server.address import ServerAddress, socket_session
@@ -108,7 +109,9 @@ class SocketListener:
         post: Callable[[Message], None],
         *,
         answer_seconds: float = ANSWER_SECONDS,
+        task_changed: Callable[[TaskId], None] = lambda _: None,
     ) -> None:
+        self._task_changed = task_changed
         self._answer_seconds = answer_seconds
         self._address = address
         self._tokens = tokens
@@ -292,6 +295,7 @@ class SocketListener:
         line.client.on("disconnect", note(_LOST), namespace=NAMESPACE)
         line.client.on("new_task", self._on_new_task, namespace=NAMESPACE)
         line.client.on("kill_containers", self._on_kill, namespace=NAMESPACE)
+        line.client.on("algorithm_status_change", self._on_status_change, namespace=NAMESPACE)
         line.client.on("node-online", self._on_node_online, namespace=NAMESPACE)
         line.client.on("node-offline", self._on_node_offline, namespace=NAMESPACE)
 
@@ -299,6 +303,12 @@ class SocketListener:
         hint = wire.parse_hint(said[0] if said else None)
         if hint is not None:
             self._post(hint)
+
+    def _on_status_change(self, *said: object) -> None:
+        # nothing is decided by it: algorithms that wait for the task have it looked at
+        task = wire.task_with_an_ended_run(said[0] if said else None)
+        if task is not None:
+            self._task_changed(task)
 
     def _on_node_online(self, *said: object) -> None:
         # everybody is told that this node came, and it hears of itself at once

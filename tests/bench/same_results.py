@@ -20,10 +20,10 @@ import docker
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.compare import NOT_HERE
-from tests.bench.peer import BenchError, bridge_address
-from tests.lab.agents import AgentError, agents_for
-from tests.lab.client import ClientError, ClientWorker
+from tests.bench.failures import NOT_HERE, BenchError
+from tests.bench.stage import bridge_address
+from tests.lab.agents import agents_for
+from tests.lab.client import ClientWorker
 from tests.lab.engine import engine
 from tests.lab.images import ALGORITHMS, algorithm_image, average_image
 from tests.lab.places import say
@@ -170,7 +170,7 @@ def _show(ours: Answers, theirs: Answers) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (*NOT_HERE, AgentError, ClientError) as error:
+    except NOT_HERE as error:
         sys.exit(f"lab: {error}")
     except KeyboardInterrupt:
         say("interrupted; everything is put away")

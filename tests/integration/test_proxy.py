@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from hashlib import sha256
 from pathlib import Path
@@ -91,22 +92,39 @@ class StubServer:
 class Served:
     """A proxy that listens on loopback."""
 
-    def __init__(self, forward, token=TOKEN, *, max_body=256 << 20, sealer=None, **settings):
+    def __init__(
+        self,
+        forward,
+        token=TOKEN,
+        *,
+        max_body=256 << 20,
+        sealer=None,
+        run_of_token=None,
+        reassure_seconds=4,
+        **settings,
+    ):
         self.subtasks = []
         self._digest = sha256(token.encode()).hexdigest()
         self._stack = ExitStack()
         self.folder = Path(self._stack.enter_context(TemporaryDirectory()))
         self.spool = Spool(self.folder, total=4 << 30)
-        app = ProxyApp(
+        self.app = app = ProxyApp(
             forward=forward,
-            run_of_token=self._run_of,
+            reassure_seconds=reassure_seconds,
+            run_of_token=run_of_token or self._run_of,
             on_subtask=self.subtasks.append,
             spool=self.spool,
             max_body=max_body,
         )
         app.seal_with(sealer or PlainSealer())
         self.server = ProxyServer(
-            app, address="127.0.0.1", port=0, spool=self.spool, max_body=max_body, **settings
+            app,
+            address="127.0.0.1",
+            port=0,
+            spool=self.spool,
+            max_body=max_body,
+            holds=app,
+            **settings,
         )
 
     def _run_of(self, digest):
@@ -207,6 +225,113 @@ def test_after_stop_the_port_is_free_and_the_threads_are_gone():
     again.stop()
     again.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "proxy"]
+
+
+# --- who waits for a task ----------------------------------------------------------------------------------------
+
+
+class WorkingServer:
+    """Says of every task that it goes on, until it is over."""
+
+    def __init__(self):
+        self.over = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def __call__(self, request):
+        if request.path == "version":
+            return json_answer({"version": "4.15.2"})
+        self.asked.release()
+        return json_answer({"status": "completed" if self.over.is_set() else "active"})
+
+    def wait_until_asked(self, times=1):
+        for _ in range(times):
+            assert self.asked.acquire(timeout=30)
+
+
+def by_number(digest):
+    """Know forty runs by their tokens."""
+    return next((n for n in range(40) if sha256(f"run.number.{n}".encode()).hexdigest() == digest), None)
+
+
+def asked_status(proxy, number, **more):
+    headers = {"Authorization": f"Bearer run.number.{number}"}
+    return requests.get(f"{proxy.url}/task/3/status", headers=headers, timeout=60, **more).json()["status"]
+
+
+def test_more_containers_than_there_are_threads_wait_for_a_task_and_nobody_waits_for_them():
+    server = WorkingServer()
+    with Served(server, run_of_token=by_number) as proxy, ThreadPoolExecutor(40) as pool:
+        assert {asked_status(proxy, number) for number in range(40)} == {"active"}
+        server.wait_until_asked(40)
+        kept = [pool.submit(asked_status, proxy, number) for number in range(40)]
+        # forty questions cannot be on forty threads: what is looked at now is looked at for all of them
+        server.wait_until_asked()
+        assert speak("GET", f"{proxy.url}/version").json() == {"version": "4.15.2"}
+        server.over.set()
+        proxy.app.waits.task_changed(TaskId(3))
+        assert {one.result(60) for one in kept} == {"completed"}
+
+
+def test_a_client_that_waits_longer_than_it_has_patience_hears_that_the_answer_comes():
+    server = WorkingServer()
+    with Served(server, run_of_token=by_number, reassure_seconds=0.2) as proxy:
+        assert asked_status(proxy, 1) == "active"
+        with socket.create_connection(("127.0.0.1", proxy.server.port), timeout=30) as line:
+            line.sendall(
+                b"GET /task/3/status HTTP/1.1\r\nHost: p\r\nUser-Agent: python-requests/2\r\n"
+                b"Connection: close\r\nAuthorization: Bearer run.number.1\r\n\r\n"
+            )
+            heard = line.recv(25, socket.MSG_WAITALL) + line.recv(25, socket.MSG_WAITALL)
+            assert heard == b"HTTP/1.1 100 Continue\r\n\r\n" * 2
+            server.over.set()
+            rest = b"".join(iter(lambda: line.recv(4096), b""))
+    answer = rest.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b'{"status": "completed"}')
+
+
+def test_the_clients_library_reads_on_until_the_answer_comes():
+    server = WorkingServer()
+    with (
+        Served(server, run_of_token=by_number, reassure_seconds=0.1) as proxy,
+        ThreadPoolExecutor(1) as pool,
+        requests.Session() as session,
+    ):
+        session.headers["Authorization"] = "Bearer run.number.1"
+        assert session.get(f"{proxy.url}/task/3/status", timeout=30).json() == {"status": "active"}
+        waiting = pool.submit(session.get, f"{proxy.url}/task/3/status", timeout=2)
+        server.wait_until_asked(6)
+        server.over.set()
+        assert waiting.result(30).json() == {"status": "completed"}
+        assert session.get(f"{proxy.url}/version", timeout=30).status_code == 200
+
+
+def test_whoever_hangs_up_while_it_waits_leaves_nothing():
+    server = WorkingServer()
+    with Served(server, run_of_token=by_number, reassure_seconds=0.1) as proxy:
+        assert asked_status(proxy, 1) == "active"
+        with pytest.raises(requests.Timeout):
+            requests.get(
+                f"{proxy.url}/task/3/status",
+                headers={"Authorization": "Bearer run.number.1", "User-Agent": "curl/8"},
+                timeout=0.3,
+            )
+        server.over.set()
+        proxy.app.waits.task_changed(TaskId(3))
+        assert asked_status(proxy, 1) == "completed"
+
+
+def test_a_stop_ends_the_waiting():
+    server = WorkingServer()
+    with ThreadPoolExecutor(1) as pool:
+        with Served(server, run_of_token=by_number) as proxy:
+            assert asked_status(proxy, 1) == "active"
+            server.wait_until_asked()
+            waiting = pool.submit(asked_status, proxy, 1)
+            server.wait_until_asked(2)
+        with pytest.raises(requests.ConnectionError):
+            waiting.result(30)
+    assert not [thread for thread in threading.enumerate() if thread.name == "held"]
 
 
 # --- the official algorithm client, in the image algorithms are built on -----------------------------------------

@@ -3,13 +3,14 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from tests.interop.stage import Stage
+from tests.interop.stage import Stage, SubmittedTask
 from tests.lab.agents import AgentProcess, agents_for
 from tests.lab.samples import write_hospitals
 
@@ -33,7 +34,11 @@ def hospitals(folder: Path) -> dict[str, Path]:
 def agents(real: Stage, hospitals: dict[str, Path], folder: Path) -> Iterator[dict[str, AgentProcess]]:
     """Three agents with one slot each; alpha has every kind of database besides."""
     sources = {name: {"default": path} for name, path in hospitals.items()}
-    settings = {"limits": {"concurrent_runs": 1}, "databases": databases(folder, hospitals["alpha"])}
+    settings = {
+        "limits": {"concurrent_runs": 1},
+        "databases": databases(folder, hospitals["alpha"]),
+        "logging": {"level": "debug"},
+    }
     with (
         agents_for(real.server, {"alpha": sources.pop("alpha")}, settings) as first,
         agents_for(real.server, sources, {"limits": {"concurrent_runs": 1}}) as others,
@@ -90,19 +95,40 @@ def column_sum(path: Path, column: str) -> tuple[float, int]:
     return float(values.sum()), int(values.count())
 
 
-def test_a_parent_does_not_keep_its_own_subtask_from_the_only_slot(
-    real: Stage, agents: dict[str, AgentProcess], whole: pd.DataFrame
-) -> None:
-    task = real.submit_method(
+@pytest.fixture(scope="module")
+def central(real: Stage, agents: dict[str, AgentProcess]) -> SubmittedTask:
+    """A federated average whose central part runs at alpha."""
+    return real.submit_method(
         real.average,
         "central_average",
         databases=[{"label": "default"}],
         column="age",
         organizations=list(real.server.organization_ids.values()),
     )
-    answer = task.result(within=120)
+
+
+def test_a_parent_does_not_keep_its_own_subtask_from_the_only_slot(
+    central: SubmittedTask, whole: pd.DataFrame
+) -> None:
+    answer = central.result(within=120)
     assert answer["average"] == pytest.approx(whole["age"].mean())
     assert answer["count"] == whole["age"].count()
+
+
+def test_a_central_part_asks_a_few_times_at_most_and_knows_at_once_when_its_subtasks_are_done(
+    central: SubmittedTask, agents: dict[str, AgentProcess]
+) -> None:
+    run = central.ended(within=120)
+    questions = [
+        line
+        for line in agents["alpha"].log_lines()
+        if line.get("event") == "proxy_request"
+        and line["run_id"] == run["id"]
+        and line["path"] == "task/{id}/status"
+    ]
+    began, ended = (datetime.fromisoformat(run[name]) for name in ("started_at", "finished_at"))
+    # the first is answered, each further one is kept for at least twenty seconds, or until there is something to say
+    assert 2 <= len(questions) <= 3 + (ended - began).total_seconds() // 20
 
 
 def test_the_official_tools_read_every_kind_of_database_in_the_order_asked_for(

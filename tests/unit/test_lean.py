@@ -3,32 +3,57 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 SCRIPT = """
 import json, sys
-from node_agent import lean
+from node_agent import cli
 
 def loaded():
-    return sorted(set(json.loads(sys.argv[1])) & set(sys.modules))
+    return sorted(set(json.loads(sys.argv[2])) & set(sys.modules))
 
-lean.leave_rich_out()
-lean.share_arenas()
-from node_agent import app, cli, logs
-at_the_start = loaded()
-from node_agent.payload import ciphers
-import rich
-print(json.dumps([at_the_start, loaded()]))
+class Parts:
+    def load(self, path):
+        from node_agent.config import load
+        return load(path)
+
+    def run(self, settings):
+        from node_agent import app
+        at_the_start = loaded()
+        from node_agent.payload import ciphers
+        import rich, charset_normalizer
+        print(json.dumps([at_the_start, loaded()]))
+
+sys.exit(cli.main(["run", "-c", sys.argv[1]], parts=Parts()))
 """
-HEAVY = ["rich", "pygments", "cryptography", "pandas", "numpy", "pyarrow", "node_agent.sandbox.server"]
+HEAVY = [
+    "rich",
+    "pygments",
+    "charset_normalizer",
+    "cryptography",
+    "pandas",
+    "numpy",
+    "pyarrow",
+    "node_agent.sandbox.server",
+]
+CONFIG = """
+name: alpha
+server: {{url: "http://127.0.0.1:9/api", api_key_file: "{0}/api.key"}}
+state_dir: "{0}/state"
+"""
 
 
-def test_the_daemon_starts_without_what_only_other_uses_need_and_can_still_load_it() -> None:
+def test_the_daemon_starts_without_what_only_other_uses_need_and_can_still_load_it(tmp_path: Path) -> None:
+    (tmp_path / "api.key").write_text("0f8fad5b-d9cb-469f-a165-70867728950e")
+    (tmp_path / "api.key").chmod(0o600)
+    config = tmp_path / "alpha.yaml"
+    config.write_text(CONFIG.format(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(HEAVY)],
+        [sys.executable, "-W", "error", "-c", SCRIPT, str(config), json.dumps(HEAVY)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[], ["cryptography", "rich"]]
+    assert json.loads(done.stdout) == [[], ["charset_normalizer", "cryptography", "rich"]]

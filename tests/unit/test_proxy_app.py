@@ -20,6 +20,7 @@ from node_agent.payload.chunks import Literal
 from node_agent.payload.envelope import unseal, unseal_blob
 from node_agent.payload.keys import PrivateKey
 from node_agent.proxy.app import MAX_PER_RUN, ProxyApp
+from node_agent.proxy.held import Arrived
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer
 from node_agent.proxy.spool import Spool
 
@@ -512,3 +513,104 @@ def test_a_blob_travels_sealed_for_the_key_in_the_header():
     assert encrypted(StubServer(200, sent)).ask("GET", f"/blobstream/{UUID}").data == b"raw"
     refused = proxy.ask("POST", "/blobstream", data=b"raw")
     assert (refused.status_code, message(refused)) == (400, "Missing X-Public-Key header")
+
+
+# --- calls that are kept until a task is over ---------------------------------------------------------------------
+
+
+class StubLine:
+    def let_go(self):
+        """Nothing waits for this."""
+
+    def reassure(self):
+        """Nobody listens."""
+
+
+def asked_again(server, *, first="/task/3/status", **changes):
+    """Ask once, then say whether the same question, or a changed one, would be kept."""
+    proxy = Proxy(server)
+    proxy.app.waits.look_with(lambda _: None)
+    proxy.ask("GET", first).close()
+    arrived = {
+        "method": "GET",
+        "path": first,
+        "authorization": f"Bearer {TOKEN}",
+        "client": "python-requests/2.34.2",
+        "is_current": True,
+    }
+    return proxy.app.hold(Arrived(**arrived | changes), StubLine())
+
+
+@pytest.mark.parametrize("status", ["pending", "initializing", "active"])
+def test_who_was_told_that_a_task_is_not_over_is_kept_when_it_asks_again(status):
+    assert asked_again(StubServer(body=json.dumps({"status": status}).encode()))
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        StubServer(body=b'{"status": "completed"}'),
+        StubServer(body=b'{"status": "killed by user"}'),
+        StubServer(body=b'{"status": "a word of a later version"}'),
+        StubServer(body=b'{"status": ["active"]}'),
+        StubServer(body=b'["active"]'),
+        StubServer(body=b"active"),
+        StubServer(body=b"[" * 100_000),
+        StubServer(404, b'{"status": "active"}'),
+        StubServer(body=b'{"status": "active", "more": "' + b"x" * 100_000 + b'"}'),
+    ],
+)
+def test_who_was_told_anything_else_is_answered_at_once_each_time(server):
+    assert not asked_again(server)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "POST"},
+        {"path": "/task/4/status"},
+        {"path": "/task/3"},
+        {"authorization": ""},
+        {"authorization": "Bearer another.runs.token"},
+    ],
+)
+def test_only_the_same_question_of_the_same_run_is_kept(changes):
+    assert not asked_again(StubServer(body=b'{"status": "active"}'), **changes)
+
+
+def test_a_task_that_is_only_looked_at_is_never_kept():
+    assert not asked_again(StubServer(body=b'{"status": "active"}'), first="/task/3")
+
+
+@pytest.mark.parametrize(
+    ("server", "goes_on"),
+    [
+        (StubServer(body=b'{"status": "active"}'), True),
+        (StubServer(body=b'{"status": "completed"}'), False),
+        (StubServer(500, b'{"status": "active"}'), False),
+        (StubServer(body=b"nonsense"), False),
+    ],
+)
+def test_a_look_says_that_a_task_goes_on_only_when_the_server_says_so(server, goes_on):
+    looks = []
+    proxy = Proxy(server)
+    proxy.app.waits.look_with(looks.append)
+    proxy.app.waits.told(RUN, "task/3/status")
+    gone = []
+    line = StubLine()
+    line.let_go = lambda: gone.append(True)
+    assert proxy.app.hold(
+        Arrived(
+            method="GET",
+            path="/task/3/status",
+            authorization=f"Bearer {TOKEN}",
+            client="curl/8",
+            is_current=True,
+        ),
+        line,
+    )
+    proxy.app.waits.turn()
+    looks.pop()()
+    assert (gone == []) is goes_on
+    (sent,) = proxy.server.seen
+    assert (sent.path, sent.token.reveal()) == ("task/3/status", TOKEN)

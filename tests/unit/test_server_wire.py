@@ -333,3 +333,25 @@ def test_a_container_token_must_look_like_one() -> None:
     with pytest.raises(ServerUnreachable) as caught:
         wire.parse_container_token(reply({"container_token": "secret\r\nX-Evil: 1"}))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["completed", "crashed", "killed by user", "a word of a later version"])
+def test_a_run_that_ended_is_a_reason_to_look_at_its_task(status: str) -> None:
+    event = {"status": status, "run_id": 9, "task_id": 7, "job_id": 5, "parent_id": None}
+    assert wire.task_with_an_ended_run(event) == 7
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"status": "active", "task_id": 7},
+        {"status": "pending", "task_id": 7},
+        {"status": "completed"},
+        {"status": "completed", "task_id": "seven"},
+        {"status": ["completed"], "task_id": 7},
+        "completed",
+        None,
+    ],
+)
+def test_events_that_tell_of_no_end_are_no_reason_to_look_at_a_task(event: object) -> None:
+    assert wire.task_with_an_ended_run(event) is None

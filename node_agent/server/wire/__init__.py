@@ -18,6 +18,7 @@ from node_agent.server.wire.events import (
     parse_hint,
     parse_kill,
     status_event,
+    task_with_an_ended_run,
 )
 from node_agent.server.wire.identity import (
     parse_identity,
@@ -94,4 +95,5 @@ __all__ = [
     "refusal_body",
     "status_body",
     "status_event",
+    "task_with_an_ended_run",
 ]

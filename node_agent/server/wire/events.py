@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from node_agent.domain.messages import KillRequested, TaskHinted
 from node_agent.domain.ports import NodeIdentity, StatusChange
-from node_agent.domain.run import Run, RunId
+from node_agent.domain.run import Run, RunId, Status
 from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.task import OrganizationId, TaskId
 from node_agent.server.wire.shapes import Id, Wire, complaint
@@ -15,10 +15,16 @@ from node_agent.server.wire.shapes import Id, Wire, complaint
 log = structlog.get_logger()
 
 _MAX_KILLS = 10_000
+_GOING_ON = frozenset({Status.PENDING, Status.INITIALIZING, Status.ACTIVE})
 
 
 class _Hint(Wire):
     id: Id
+
+
+class _Change(Wire):
+    task_id: Id
+    status: str
 
 
 class _Kill(Wire):
@@ -39,6 +45,15 @@ def parse_hint(event: object) -> TaskHinted | None:
     except ValidationError as error:
         log.warning("event_ignored", event_name="new_task", why=complaint(error))
         return None
+
+
+def task_with_an_ended_run(event: object) -> TaskId | None:
+    """Read an `algorithm_status_change` event; None when it tells of no end, or nothing."""
+    try:
+        change = _Change.model_validate(event)
+    except ValidationError:
+        return None
+    return None if change.status in _GOING_ON else TaskId(change.task_id)
 
 
 def is_about_this_node(event: object, identity: NodeIdentity) -> bool:

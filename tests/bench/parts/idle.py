@@ -1,0 +1,54 @@
+"""What a node costs that has nothing to do, and how long it takes to be online.
+
+Our agent is a new one with the settings as they are written nowhere: the defaults.
+"""
+
+import time
+from typing import Any
+
+from tests.bench.figures import spread
+from tests.bench.machine import Held, as_json, held_by
+from tests.bench.own import logged, moment
+from tests.bench.scale import Scale
+from tests.bench.stage import Pair, Stage, agent_for, pair_on
+from tests.lab.agents import AgentProcess
+from tests.lab.places import say
+
+
+def measure(stage: Stage, scale: Scale) -> dict[str, Any]:
+    """Start the agent so many times, then leave it and vantage6's own node alone, both at the same time."""
+    pair = pair_on(stage)
+    agent = agent_for(pair.server, "gamma")
+    try:
+        online = [_started(agent) for _ in range(scale.starts)]
+        return {
+            "online": {**spread(online), "peer": pair.peer_start},
+            "seconds": scale.idle,
+            "idle": _left_alone(agent, pair, scale),
+        }
+    finally:
+        agent.stop()
+        agent.clean_up()
+
+
+def _started(agent: AgentProcess) -> float:
+    agent.stop()
+    called = time.time()
+    agent.start()
+    return max(moment(logged(agent, event)) for event in ("agent_ready", "server_online")) - called
+
+
+def _left_alone(agent: AgentProcess, pair: Pair, scale: Scale) -> dict[str, Any]:
+    say(f"idle for {scale.settle + scale.idle:.0f} s …")
+    time.sleep(scale.settle)
+    owners = {"agent": [agent.pid], "vantage6_node": pair.peer.pids()}
+    before = {name: held_by(pids) for name, pids in owners.items()}
+    began = time.monotonic()
+    time.sleep(scale.idle)
+    after = {name: held_by(pids) for name, pids in owners.items()}
+    passed = time.monotonic() - began
+    return {name: _idle(before[name], after[name], passed) for name in owners}
+
+
+def _idle(before: Held, after: Held, seconds: float) -> dict[str, float]:
+    return {**as_json(after), "cpu_percent": 100 * (after.cpu_seconds - before.cpu_seconds) / seconds}

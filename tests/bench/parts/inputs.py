@@ -1,0 +1,5 @@
+"""Inputs from small to large; tests/bench/parts/sizes.py has both ways."""
+
+from tests.bench.parts.sizes import measure_inputs as measure
+
+__all__ = ["measure"]
