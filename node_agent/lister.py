@@ -6,7 +6,7 @@ nor the journal ever holds one. It decides nothing: what a listing means is the 
 
 import queue
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 import structlog
@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 LISTING_SECONDS = 60.0
 """While the server is away, a whole listing is tried so often; in between it is only knocked at."""
+MANY_WISHES = 3
+"""More than so many at once, after a burst of new tasks, are one listing of everything."""
 _EVERYTHING = None
 
 
@@ -63,7 +65,20 @@ class Lister:
     def serve_forever(self) -> None:
         """Turn wishes into listings until the process ends."""
         while True:
-            self.serve_one(self._wishes.get())
+            self.serve_waiting()
+
+    def serve_waiting(self) -> None:
+        """Wait for a wish and serve all there are by then: many of them by one listing of everything."""
+        wishes = [self._wishes.get()]
+        with suppress(queue.Empty):
+            while True:
+                wishes.append(self._wishes.get_nowait())
+        if len(wishes) > MANY_WISHES:
+            # wishes that arrive from here on are new ones
+            self._waiting.difference_update(wishes)
+            wishes = [_EVERYTHING]
+        for wish in wishes:
+            self.serve_one(wish)
 
     def serve_one(self, task_id: TaskId | None) -> None:
         """Make one listing and post it, or post why there is none."""

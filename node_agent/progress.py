@@ -15,11 +15,9 @@ from node_agent.domain.lifecycle import (
     StepResult,
     Wait,
     advance,
-    needs_announcement,
     next_step,
     status_of,
 )
-from node_agent.domain.mark import seconds_since
 from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
@@ -45,8 +43,6 @@ MAX_BACKOFF_SECONDS = 30.0
 MAX_DISK_SECONDS = 4.0  # to try the state directory again costs nobody else anything
 MAX_REGISTRY_SECONDS = 4.0  # nothing but the next try finds out that a registry is back
 SETTLE_SECONDS = 1.0
-ANNOUNCE_SECONDS = 1.0
-"""A run that is over sooner is reported and was never called active: nobody waits for a word that is outdated at once."""
 
 _ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "remove"})
 """Steps that end well only when the engine answered."""
@@ -148,13 +144,7 @@ class Progress:
     def _choose(self, run: Run) -> str | None:
         if run.id in self._suspects and run.ending is None and run.state < State.FINISHED:
             return "verify"
-        return next_step(run, may_announce=run.id not in self._quiet and not self._seconds_to_word(run))
-
-    def _seconds_to_word(self, run: Run) -> float:
-        """Say in how many seconds the server hears that the run is active."""
-        if run.state < State.RUNNING or not needs_announcement(run):
-            return 0.0
-        return max(0.0, ANNOUNCE_SECONDS - seconds_since(run.entered, now=self._clock.mark()))
+        return next_step(run, may_announce=run.id not in self._quiet)
 
     # --- what came of a step ----------------------------------------------------------------------------------
 
@@ -186,8 +176,6 @@ class Progress:
             self.record(run, replace(run, **result.facts))
             if result.seconds is not None:
                 self.make_due(run.id, after=result.seconds)
-            elif seconds := self._seconds_to_word(self._runs[run.id]):
-                self.make_due(run.id, after=seconds)
         # only now: on a full disk nothing can be written down, and the pauses must grow
         self._retries.pop(run.id, None)
         if step == "report" and run.outcome is not Outcome.CLOSED and not run.is_job:

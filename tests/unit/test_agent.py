@@ -65,7 +65,7 @@ from node_agent.errors import (
     ServerUnreachable,
 )
 from node_agent.outbox import LONGEST_PAUSE_SECONDS
-from node_agent.progress import ANNOUNCE_SECONDS, MAX_BACKOFF_SECONDS, MAX_REGISTRY_SECONDS, SETTLE_SECONDS
+from node_agent.progress import MAX_BACKOFF_SECONDS, MAX_REGISTRY_SECONDS, SETTLE_SECONDS
 from node_agent.runtable import RunTable
 from node_agent.store.journal import SqliteJournal, read_history, read_images
 from node_agent.store.pruning import BATCH
@@ -76,7 +76,6 @@ ADMITTED = Advance(State.ADMITTED, {"claimed_at": 5.0, "announced": Status.INITI
 PULLED = Advance(State.PULLED, {"image_id": "image-1"})
 CREATED = Advance(State.CREATED, {"container": ContainerId("container-1"), "token_hash": "hash-1"})
 RUNNING = Advance(State.RUNNING, {"started_at": 6.0})
-AT_WORK = Wait({})
 ANNOUNCED = Wait({"announced": Status.ACTIVE}, seconds=0)
 CAPTURED = Advance(State.CAPTURED, {"exit_code": 0})
 FINISHED = Advance(State.FINISHED, {"outcome": Outcome.COMPLETED, "finished_at": 7.0})
@@ -263,15 +262,12 @@ def events(logged: list[Any]) -> list[str]:
 
 def test_a_run_goes_through_every_step_once_in_order(bench: Bench) -> None:
     bench.receive(1)
-    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, AT_WORK)
-    bench.wait(ANNOUNCE_SECONDS)
-    bench.succeed(1, ANNOUNCED, CAPTURED, FINISHED, REPORTED, REMOVED)
+    bench.succeed(1, *WAY)
     assert [step for _, step in bench.pool.history] == [
         "admit",
         "pull",
         "create",
         "start",
-        "observe",
         "announce",
         "observe",
         "filter",
@@ -281,17 +277,6 @@ def test_a_run_goes_through_every_step_once_in_order(bench: Bench) -> None:
     assert bench.state_of() == "removed"
     assert not bench.runs.is_open(RunId(1))
     assert bench.snapshot().finished == 1
-
-
-def test_a_run_that_is_over_at_once_is_reported_without_having_been_called_active(bench: Bench) -> None:
-    bench.receive(1)
-    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, AT_WORK)
-    bench.wait(ANNOUNCE_SECONDS / 2)
-    assert bench.step_of() is None
-    bench.tell(ContainerChanged(RunId(1)))
-    bench.succeed(1, CAPTURED, FINISHED, REPORTED, REMOVED)
-    assert "announce" not in [step for _, step in bench.pool.history]
-    assert [status for _, status in bench.channel.statuses] == [Status.INITIALIZING, Status.COMPLETED]
 
 
 def test_status_changes_are_told_on_the_channel(bench: Bench) -> None:
@@ -679,8 +664,7 @@ def test_a_server_step_says_nothing_of_the_engine(bench: Bench) -> None:
 
 def test_a_failed_announcement_does_not_hold_the_run_up(bench: Bench) -> None:
     bench.bring_to(State.CREATED)
-    bench.succeed(1, RUNNING, AT_WORK)
-    bench.wait(ANNOUNCE_SECONDS)
+    bench.succeed(1, RUNNING)
     assert bench.step_of() == "announce"
     bench.fail(1, ServerUnreachable("away"))
     assert bench.step_of() == "observe"
@@ -690,19 +674,16 @@ def test_a_failed_announcement_does_not_hold_the_run_up(bench: Bench) -> None:
 
 def test_a_failed_announcement_is_tried_again_with_the_next_look(bench: Bench) -> None:
     bench.bring_to(State.CREATED)
-    bench.succeed(1, RUNNING, AT_WORK)
-    bench.wait(ANNOUNCE_SECONDS)
+    bench.succeed(1, RUNNING)
     bench.fail(1, ServerUnreachable("away"))
-    bench.succeed(1, AT_WORK)
-    assert bench.step_of() is None
+    bench.succeed(1, Wait({}))
     bench.wait(OBSERVE_SECONDS)
     assert bench.step_of() == "announce"
 
 
 def test_a_run_closed_while_it_is_announced_is_stopped(bench: Bench) -> None:
     bench.bring_to(State.CREATED)
-    bench.succeed(1, RUNNING, AT_WORK)
-    bench.wait(ANNOUNCE_SECONDS)
+    bench.succeed(1, RUNNING)
     bench.fail(1, RunClosed("finished already"))
     assert bench.step_of() == "stop"
 
@@ -1157,8 +1138,7 @@ def test_a_stored_run_is_taken_up_as_it_is(bench: Bench) -> None:
 def test_a_log_is_followed_only_once_the_server_knows_that_the_run_is_active(bench: Bench) -> None:
     bench.tell(ServerOnline())
     bench.bring_to(State.CREATED)
-    bench.succeed(1, RUNNING, AT_WORK)
-    bench.wait(ANNOUNCE_SECONDS)
+    bench.succeed(1, RUNNING)
     assert bench.step_of() == "announce"
     bench.wait(LIVE_LOG_SECONDS)
     assert bench.live_logs.followed == []

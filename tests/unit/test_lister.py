@@ -173,6 +173,28 @@ def test_wishes_that_wait_are_not_repeated_and_later_ones_are_new(quick_dir: Pat
     assert bench.lister._wishes.empty()
 
 
+def test_many_new_tasks_at_once_are_one_listing(bench: Bench) -> None:
+    for number in range(1, 6):
+        bench.server.add(make_open_run(number))
+        bench.lister.ask(TaskId(number))
+    bench.lister.serve_waiting()
+    (listed,) = bench.posted
+    assert listed.complete
+    assert [run.id for run in listed.runs] == [1, 2, 3, 4, 5]
+    # what is wished for from now on is listed again
+    bench.lister.ask(TaskId(3))
+    bench.lister.serve_waiting()
+    assert [message.complete for message in bench.posted] == [True, False]
+
+
+def test_a_few_new_tasks_at_once_are_listed_one_by_one(bench: Bench) -> None:
+    for number in (1, 2):
+        bench.server.add(make_open_run(number))
+        bench.lister.ask(TaskId(number))
+    bench.lister.serve_waiting()
+    assert [message.complete for message in bench.posted] == [False, False]
+
+
 # --- while the server is away ---------------------------------------------------------------------------------
 
 
