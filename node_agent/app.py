@@ -309,6 +309,7 @@ class Application:
             folders=self._folders,
             clock=self._clock,
             is_open=self._runs.is_open,
+            was_open=self._runs.was_open,
             post=self._post,
         )
         self._agent = Agent(

@@ -45,12 +45,14 @@ class Lister:
         folders: RunFolders,
         clock: Clock,
         is_open: Callable[[RunId], bool],
+        was_open: Callable[[RunId], bool],
         post: Callable[[Message], None],
     ) -> None:
         self._server = server
         self._folders = folders
         self._clock = clock
         self._is_open = is_open
+        self._was_open = was_open
         self._post = post
         self._wishes: queue.SimpleQueue[TaskId | None] = queue.SimpleQueue()
         self._waiting: set[TaskId | None] = set()
@@ -124,7 +126,9 @@ class Lister:
 
     def _without_input(self, run: OpenRun) -> OpenRun:
         """Store the input of a run that is new here; what lies in a blob store is fetched once the run is admitted."""
-        if run.fault or run.input_blob is not None or self._is_open(run.id):
+        # a number that is claimed and was here is that run's, not another one's: nobody would ever fetch its input
+        is_over = run.claimed_at is not None and self._was_open(run.id)
+        if run.fault or run.input_blob is not None or self._is_open(run.id) or is_over:
             return replace(run, input=())
         try:
             self._folders.store_input(run.id, run.input)

@@ -12,18 +12,27 @@ from node_agent.domain.run import Run, RunId, State
 from node_agent.domain.task import JobKey
 
 
+REMEMBERED = 1000
+"""So many runs that are over are still known: the server may list some of them for a while."""
+
+
 class RunTable:
     """Runs that are not REMOVED, by id, and the container tokens that are good now."""
 
     def __init__(self) -> None:
         self._runs: dict[RunId, Run] = {}
         self._tokens: dict[str, RunId] = {}
+        self._over: dict[RunId, None] = {}
 
     # --- what any thread may ask ------------------------------------------------------------------------------
 
     def is_open(self, run_id: RunId) -> bool:
         """Tell whether the run is here and not yet removed."""
         return run_id in self._runs
+
+    def was_open(self, run_id: RunId) -> bool:
+        """Tell whether the run was here and is over, as far back as that is remembered."""
+        return run_id in self._over
 
     def is_wanted(self, run_id: RunId) -> bool:
         """Tell whether the run still goes on: its ending is not decided."""
@@ -88,6 +97,9 @@ class RunTable:
     def drop(self, run_id: RunId) -> None:
         """Let a run go that is REMOVED."""
         self._runs.pop(run_id, None)
+        self._over[run_id] = None
+        if len(self._over) > REMEMBERED:
+            del self._over[next(iter(self._over))]
 
 
 def _repository(reference: str) -> str:

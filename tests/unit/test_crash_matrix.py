@@ -138,6 +138,7 @@ class Life:
             folders=folders,
             clock=world.clock,
             is_open=runs.is_open,
+            was_open=runs.was_open,
             post=self.mailbox.put,
         )
         self._agent = Agent(

@@ -24,12 +24,14 @@ class Bench:
         self.folders = DiskRunFolders(state_dir, user=(0, 0))
         self.clock = ManualClock()
         self.known: set[RunId] = set()
+        self.over: set[RunId] = set()
         self.posted: list[Any] = []
         self.lister = Lister(
             server=self.server,
             folders=self.folders,
             clock=self.clock,
             is_open=lambda run_id: run_id in self.known,
+            was_open=lambda run_id: run_id in self.over,
             post=self.posted.append,
         )
 
@@ -75,6 +77,16 @@ def test_inputs_go_to_disk_and_not_into_the_mailbox(bench: Bench) -> None:
     bench.lister.serve_one(None)
     assert bench.posted[0].runs[0].input == ()
     assert bench.folders.has_input(RunId(1))
+
+
+def test_the_input_of_a_run_that_is_over_here_and_taken_by_somebody_else_is_not_stored(bench: Bench) -> None:
+    bench.over.update({RunId(1), RunId(2)})
+    bench.server.add(make_open_run(1))
+    bench.server.claim(RunId(1), at=5.0)
+    # this number was given to another run: it is nobody's yet
+    bench.server.add(make_open_run(2))
+    bench.lister.serve_one(None)
+    assert [bench.folders.has_input(RunId(number)) for number in (1, 2)] == [False, True]
 
 
 def test_an_input_that_cannot_be_read_is_a_fault_of_its_run_alone(bench: Bench) -> None:
