@@ -11,7 +11,6 @@ from node_agent.domain.policy import parse_image
 from node_agent.domain.run import Run, RunId, State
 from node_agent.domain.task import JobKey
 
-
 REMEMBERED = 1000
 """So many runs that are over are still known: the server may list some of them for a while."""
 
