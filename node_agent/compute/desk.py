@@ -245,10 +245,7 @@ class JobDesk:
                 working[job.owner] += 1
             else:
                 waiting.append(job)
-        for job in waiting:
-            if (ending := self._ending_in_queue(job)) is not None:
-                self._end(job, ending)
-        for job in in_turn(waiting, working):
+        for job in in_turn((job for job in waiting if not self._ended_in_queue(job)), working):
             if taken[str(job.wish["environment"])] < self._places_in(job):
                 taken[str(job.wish["environment"])] += 1
                 self._hand_over(job)
@@ -263,6 +260,13 @@ class JobDesk:
         if job.stop_asked and (run is None or run.ending is None):
             self._post(KillRequested(frozenset({run_id_of(job)})))
         return True
+
+    def _ended_in_queue(self, job: JobRecord) -> bool:
+        """End a job that waits in vain; False when it waits on."""
+        ending = self._ending_in_queue(job)
+        if ending is not None:
+            self._end(job, ending)
+        return ending is not None
 
     def _ending_in_queue(self, job: JobRecord) -> JobEnding | None:
         if job.stop_asked:
@@ -284,8 +288,6 @@ class JobDesk:
         self._store_input(run_id_of(job), (json.dumps(content.get("input", {})).encode(),))
         self._handed_over[job.number] = self._clock.monotonic()
         self._post(JobsHandedOver((open_run_of(job),)))
-        if job.stop_asked:
-            self._post(KillRequested(frozenset({run_id_of(job)})))
 
     # --- what is kept -----------------------------------------------------------------------------------------
 

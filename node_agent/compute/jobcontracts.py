@@ -28,7 +28,7 @@ class OceanContract:
         self,
         job: JobRecord,
         *,
-        content: bytes,
+        content: Callable[[], bytes],
         results: ResultStore,
         document: Callable[[str], bytes | None],
     ) -> None:
@@ -44,7 +44,7 @@ class OceanContract:
         del token
         wish = self._job.wish
         data_sets = self._mounted(databases)
-        content = json.loads(self._content or b"{}")
+        content = json.loads(self._content() or b"{}")
         files = oceancontract.files(
             data_sets,
             custom=content.get("input", {}),

@@ -5,7 +5,7 @@ Knows what clients expect of each field, and nothing of where the facts come fro
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from node_agent.compute.ledger import JobRecord
@@ -78,7 +78,7 @@ def job_object(
         "algorithmLogUrl": _link(base, job, logs[0]) if logs else "",
         "resultsUrls": [_link(base, job, entry) for entry in outputs],
         "resultsDid": "",
-        "results": [_result(entry) for entry in kept],
+        "results": [asdict(entry) for entry in kept],
         "algoDID": wish.get("algorithm") or "raw",
         "inputDID": list(wish.get("inputs", [])),
         "stopreq": int(ending.get("stop_request", 1 if job.stop_asked else 0)),
@@ -194,15 +194,6 @@ def _longest_waits(load: Load, longest: int) -> dict[str, int]:
         "queMaxWaitTimeFree": queued,
         "runMaxWaitTime": running,
         "runMaxWaitTimeFree": running,
-    }
-
-
-def _result(entry: ResultFile) -> dict[str, Any]:
-    return {
-        "filename": entry.filename,
-        "filesize": entry.filesize,
-        "type": entry.type,
-        "index": entry.index,
     }
 
 

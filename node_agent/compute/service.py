@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -123,7 +124,8 @@ class ComputeService:
             return JobVantage6Contract(job)
         return OceanContract(
             job,
-            content=self._ledger.content(job.number),
+            # every step asks for its contract, and only one reads what may be a mebibyte of code
+            content=partial(self._ledger.content, job.number),
             results=self._results,
             document=self._document,
         )

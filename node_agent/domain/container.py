@@ -70,7 +70,7 @@ class ContainerSpec:
     mounts: tuple[Mount, ...]
     limits: ContainerLimits
     command: tuple[str, ...] | None = None
-    """Replaces the image's entrypoint and command; only for the agent's own probe."""
+    """Replaces the image's entrypoint and command; only for the agent's own probe and for jobs."""
     writable_root: bool = False
     capabilities: tuple[str, ...] = ()
     gpus: bool = False

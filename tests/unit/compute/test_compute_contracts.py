@@ -54,7 +54,7 @@ class Scene:
     def contract(self, record: JobRecord, content: Mapping[str, Any] | None = None) -> OceanContract:
         return OceanContract(
             record,
-            content=json.dumps(content or {}).encode(),
+            content=lambda: json.dumps(content or {}).encode(),
             results=self.results,
             document=lambda did: f"about {did}".encode(),
         )
