@@ -3,7 +3,6 @@
 Owns what `prune` shows and does. Must not know how anything is found or removed.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from node_agent.runtable import RunTable
 from node_agent.service import RunningAgent
 from node_agent.site import Site
 from node_agent.store import presence
+from node_agent.store.disk import refuse_another_user
 from node_agent.store.journal import (
     SIGN_OF_USE,
     SqliteJournal,
@@ -96,7 +96,7 @@ def prune(settings: Settings, clock: Clock) -> Pruned:
 def _by_hand(settings: Settings, clock: Clock) -> Pruned:
     if not _was_used(settings):
         return Pruned(strays=(), runs=0)
-    _refuse_another_user(settings.state_dir)
+    refuse_another_user(settings.state_dir, command="prune", besides=", and no agent is running")
     lock = AgentLock(settings.name, settings.state_dir)
     try:
         swept = _sweep(settings, clock).do()
@@ -112,16 +112,6 @@ def _by_hand(settings: Settings, clock: Clock) -> Pruned:
 
 def _was_used(settings: Settings) -> bool:
     return (settings.state_dir / SIGN_OF_USE).is_dir()
-
-
-def _refuse_another_user(state_dir: Path) -> None:
-    """Make no files that the agent could not open later."""
-    owner = state_dir.stat().st_uid
-    if owner != os.geteuid():
-        raise ConfigError(
-            f"The state directory {state_dir} belongs to the user {owner}, and no agent is running.",
-            hint=f"Run this command as that user: sudo -u '#{owner}' node-agent prune …",
-        )
 
 
 def _forget(settings: Settings, images: Iterable[str]) -> None:

@@ -4,7 +4,6 @@ The order of the checks is that of the specification, so that a refusal names wh
 requests arrive or jobs are kept.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +26,11 @@ from node_agent.domain.assets import (
     credential_fault,
     distrust,
 )
-from node_agent.domain.policy import parse_image
+from node_agent.domain.policy import DIGEST, parse_image
 
 MAX_RAW_CODE = 1 << 20
 SHORTEST_RAW_CODE = 11
 """Up to ten characters count as no code, as in the line this API comes from."""
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _REFUSED_IN_META = ("url", "remote", "envs")
 _REFUSED_IN_CONTAINER = ("dockerfile", "additionalDockerFiles")
 
@@ -139,7 +137,7 @@ def _raw(wished: WishedAlgorithm) -> RawAlgorithm:
 def _with_container(container: Mapping[str, Any], code: str) -> RawAlgorithm:
     image, digest = str(container["image"]), str(container["checksum"])
     parsed = parse_image(image)
-    if parsed is None or not _DIGEST.match(digest):
+    if parsed is None or not DIGEST.match(digest):
         raise Refused("algorithm.container", "checksum_prefix")
     return RawAlgorithm(
         image=parsed.name, digest=digest, entrypoint=str(container["entrypoint"])[:4096], code=code

@@ -4,7 +4,6 @@ The books are one file that several processes may write to, so no agent is asked
 on a command line or shown.
 """
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ from node_agent.compute.offer import data_set_named, data_sets_of
 from node_agent.config import Settings
 from node_agent.domain.assets import is_did
 from node_agent.errors import ConfigError
+from node_agent.store.disk import refuse_another_user
 
 
 class GrantState(StrEnum):
@@ -116,16 +116,9 @@ def _make_place(state_dir: Path) -> None:
     """Make the folder as the agent would, and no file that the agent could not open later."""
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = state_dir.stat().st_uid
+        refuse_another_user(state_dir, command="grant")
     except OSError as error:
         raise ConfigError(
             f"The state directory {state_dir} cannot be made: {error.strerror}.",
             hint="Run this command as the agent's user, or make the folder for it.",
         ) from error
-    if owner != os.geteuid():
-        raise ConfigError(
-            f"The state directory {state_dir} belongs to the user {owner}.",
-            hint=f"Run this command as that user: sudo -u '#{owner}' node-agent grant …",
-        )
-    # the files that SQLite makes beside it get the mode it has then
-    (state_dir / FILE_NAME).touch(mode=0o600)

@@ -216,7 +216,7 @@ class Ledger:
     ) -> JobRecord:
         """Write a job down with its content and use its grants up, all or nothing. Raises GrantUsedUp, TooManyOpen."""
         with self._transaction() as connection:
-            if _count_open(connection) >= most_open:
+            if count_open(connection) >= most_open:
                 raise TooManyOpen
             for grant in grants:
                 _use(connection, grant, at=at)
@@ -266,7 +266,7 @@ class Ledger:
     def count_open(self) -> int:
         """Count the jobs that have not ended."""
         with self._read() as connection:
-            return _count_open(connection)
+            return count_open(connection)
 
     def ask_stop(self, job_id: ComputeJobId) -> None:
         """Note that the owner wants the job stopped; of a job that has ended, nothing is noted."""
@@ -388,9 +388,10 @@ class Ledger:
                 raise
 
 
-def _count_open(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT count(*) AS n FROM job WHERE finished_at IS NULL").fetchone()
-    return int(row["n"])
+def count_open(connection: sqlite3.Connection) -> int:
+    """Count the jobs that have not ended, in books that may be open for reading only."""
+    (number,) = connection.execute("SELECT count(*) FROM job WHERE finished_at IS NULL").fetchone()
+    return int(number)
 
 
 def _use(connection: sqlite3.Connection, grant: str, *, at: float) -> None:

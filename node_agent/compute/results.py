@@ -21,7 +21,8 @@ from shutil import copyfileobj, rmtree
 from typing import BinaryIO
 
 from node_agent.compute.ledger import ComputeJobId
-from node_agent.errors import DiskFull, OutputTooLarge
+from node_agent.errors import OutputTooLarge
+from node_agent.store.disk import disk_errors, sync_folder
 
 ARCHIVE = "outputs.tar"
 LOG = "algorithm.log"
@@ -58,7 +59,7 @@ class ResultStore:
         """Take over what an algorithm left in *outputs*, to be published later. Raises OutputTooLarge, DiskFull."""
         if (self._root / job_id).exists():
             return
-        with _disk_errors():
+        with disk_errors():
             aside = self._fresh(job_id)
             found = [] if outputs is None else list(_outputs_into(aside, outputs, limit=limit))
             _write_listing(aside, found)
@@ -72,7 +73,7 @@ class ResultStore:
         final = self._root / job_id
         if final.exists():
             return
-        with _disk_errors():
+        with disk_errors():
             aside = self._aside(job_id)
             if not (aside / _LISTING).exists():
                 _write_listing(self._fresh(job_id), [])
@@ -83,7 +84,7 @@ class ResultStore:
                 found.append(_copied(aside, len(found), log, name=LOG, kind="algorithmLog"))
             _write_listing(aside, found)
             aside.rename(final)
-            _sync_folder(self._root)
+            sync_folder(self._root)
 
     def _aside(self, job_id: ComputeJobId) -> Path:
         return self._root / f"{job_id}.new"
@@ -124,7 +125,7 @@ def _write_listing(folder: Path, found: Sequence[ResultFile]) -> None:
         listing.flush()
         os.fsync(listing.fileno())
     temporary.replace(folder / _LISTING)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _read_listing(folder: Path) -> list[ResultFile]:
@@ -257,19 +258,3 @@ def _shown(name: str) -> str:
     """Give a name that no client and no shell can misread."""
     plain = _HARMLESS.sub("_", os.fsencode(name).decode(errors="replace"))[:_LONGEST_NAME]
     return plain if plain.strip(". ") else f"_{plain}"
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskFull(f"The results of a job cannot be kept: {error.strerror}.") from error
-
-
-def _sync_folder(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
-from node_agent.compute.ledger import FILE_NAME
+from node_agent.compute.ledger import FILE_NAME, count_open
 from node_agent.config.compute import ComputeApiSection, place_of_listener
 from node_agent.store.soundness import read_only
 
@@ -53,8 +53,7 @@ def count_open_jobs(state_dir: Path) -> int | None:
         if not file.exists():
             return 0
         with closing(read_only(file)) as connection:
-            row = connection.execute("SELECT count(*) FROM job WHERE finished_at IS NULL").fetchone()
-            return int(row[0])
+            return count_open(connection)
     except (OSError, sqlite3.Error):
         return None
 

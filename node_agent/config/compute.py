@@ -12,9 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -29,6 +27,7 @@ from node_agent.config.values import (
     NoRepeats,
     PrivatePath,
     Real,
+    Section,
     ServerUrl,
     Size,
     Text,
@@ -39,12 +38,11 @@ from node_agent.config.values import (
 )
 from node_agent.domain.assets import JobContract, is_did
 from node_agent.domain.joboffer import AccessKind
-from node_agent.domain.policy import parse_image
+from node_agent.domain.policy import DIGEST, parse_image
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
 DAY = 86_400
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z")
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _CHECKSUM: Final = re.compile(r"[0-9a-f]{64}\Z")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,62}\Z")
 _LISTEN: Final = re.compile(
@@ -53,13 +51,6 @@ _LISTEN: Final = re.compile(
 _LOCALHOST: Final = "localhost"
 _LAST_PORT: Final = 65_535
 _EVERYBODY: Final = "*"
-
-
-class _Section(BaseModel):
-    # the library's own texts would show what was given
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
-    )
 
 
 def _consumer(text: str) -> str:
@@ -79,7 +70,7 @@ def _did_or_everybody(text: str) -> str:
 
 
 def _image_digest(text: str) -> str:
-    if not _DIGEST.match(text):
+    if not DIGEST.match(text):
         raise ValueError("is not a digest: sha256: and 64 hexadecimal digits")
     return text
 
@@ -168,14 +159,14 @@ CertificateFile = Annotated[AbsolutePath, AfterValidator(_certificate)]
 ServiceId = Annotated[str, BeforeValidator(_service), Field(min_length=1, max_length=64)]
 
 
-class TlsSection(_Section):
+class TlsSection(Section):
     """The certificate of the listener."""
 
     certificate: CertificateFile
     key: PrivatePath
 
 
-class TrustedSection(_Section):
+class TrustedSection(Section):
     """An algorithm a data set trusts."""
 
     did: TrustedDid
@@ -183,7 +174,7 @@ class TrustedSection(_Section):
     container_checksum: Checksum | None = None
 
 
-class OfferedSection(_Section):
+class OfferedSection(Section):
     """A database the compute API offers."""
 
     label: Text
@@ -197,7 +188,7 @@ class OfferedSection(_Section):
     share_log: YesNo = False
 
 
-class AlgorithmSection(_Section):
+class AlgorithmSection(Section):
     """An algorithm of this node's catalogue."""
 
     did: AssetDid | None = None
@@ -225,7 +216,7 @@ class AlgorithmSection(_Section):
         return value
 
 
-class EnvironmentSection(_Section):
+class EnvironmentSection(Section):
     """A profile jobs run in."""
 
     id: ShortName
@@ -238,7 +229,7 @@ class EnvironmentSection(_Section):
     keep_results: Annotated[Duration, Field(ge=60, le=365 * DAY)] = 7 * DAY
 
 
-class ComputeApiSection(_Section):
+class ComputeApiSection(Section):
     """The compute API."""
 
     listen: Annotated[str, AfterValidator(_listen)] | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from node_agent.config.compute import ComputeApiSection, EnvironmentSection
@@ -39,6 +39,7 @@ from node_agent.config.values import (
     Real,
     SecretFile,
     SecretText,
+    Section,
     ServerUrl,
     Size,
     StorePattern,
@@ -73,20 +74,13 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-]{0,252}(:[0-9]{1,5})?\Z")
 
 
-class _Section(BaseModel):
-    # the library's own texts would show what was given, and that may be a secret
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
-    )
-
-
 def _an_existing_file(value: Any, info: ValidationInfo, advice: str) -> Any:
     if value is not None and machine_of(info).kind(value) in {Kind.MISSING, Kind.FOLDER}:
         raise ValueError(f"is no file; {advice}")
     return value
 
 
-class ServerSection(_Section):
+class ServerSection(Section):
     """The coordinating server."""
 
     url: ServerUrl
@@ -110,13 +104,13 @@ class ServerSection(_Section):
         return _an_existing_file(value, info, "name the PEM file with the server's certificate authority")
 
 
-class DatabaseSection(_Section):
+class DatabaseSection(Section):
     """One source of data."""
 
     label: str
     type: Annotated[DatabaseType, one_of(DatabaseType)]
     uri: Text
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field({})
 
     @field_validator("label")
     @classmethod
@@ -180,7 +174,7 @@ def _check_kind(database: Database, kind: Kind) -> None:
         raise ValueError(f"is a file: {database.path}; type folder needs a folder")
 
 
-class RestrictSection(_Section):
+class RestrictSection(Section):
     """What the images one pattern means may be asked."""
 
     image: ImageGlob
@@ -197,7 +191,7 @@ class RestrictSection(_Section):
         return value
 
 
-class PolicySection(_Section):
+class PolicySection(Section):
     """What may run here."""
 
     algorithms: Annotated[tuple[ImagePattern, ...] | None, AsTuple, NoRepeats] = None
@@ -211,13 +205,13 @@ class PolicySection(_Section):
     gpu: Annotated[tuple[ImagePattern, ...], AsTuple] = ()
 
 
-class EncryptionSection(_Section):
+class EncryptionSection(Section):
     """Keys for encrypted collaborations."""
 
     private_key: PrivatePath | None = None
 
 
-class RegistrySection(_Section):
+class RegistrySection(Section):
     """A login to an image registry."""
 
     host: str
@@ -248,7 +242,7 @@ class RegistrySection(_Section):
         return self.password or self.password_file or Secret("")
 
 
-class ImagesSection(_Section):
+class ImagesSection(Section):
     """Where algorithm images come from."""
 
     pull: Annotated[PullPolicy, one_of(PullPolicy)] = PullPolicy.ALWAYS
@@ -263,7 +257,7 @@ class ImagesSection(_Section):
         return _an_existing_file(value, info, "name Docker's config.json, or leave it out")
 
 
-class LimitsSection(_Section):
+class LimitsSection(Section):
     """What runs may use."""
 
     concurrent_runs: Annotated[Whole, Field(ge=1, le=1000)] = 4
@@ -293,14 +287,14 @@ class LimitsSection(_Section):
         return value
 
 
-class KeepSection(_Section):
+class KeepSection(Section):
     """How long stays what is over."""
 
     runs: Annotated[Duration, Field(ge=3600, le=3650 * DAY)] = 90 * DAY
     folders: Annotated[Duration, Field(ge=0, le=365 * DAY)] = 0
 
 
-class NetworkSection(_Section):
+class NetworkSection(Section):
     """The isolated network of the runs."""
 
     proxy_port: Annotated[Whole, Field(ge=1, le=65_535)] = 7480
@@ -309,14 +303,14 @@ class NetworkSection(_Section):
     probe_image: ImageReference | None = None
 
 
-class EgressSection(_Section):
+class EgressSection(Section):
     """What algorithms may reach outside."""
 
     allow: Annotated[tuple[EgressPlace, ...], AsTuple] = ()
     port: Annotated[Whole, Field(ge=1024, le=65_535)] = 7482
 
 
-class TunnelSection(_Section):
+class TunnelSection(Section):
     """The way to a server that only another machine reaches."""
 
     host: HostName
@@ -327,7 +321,7 @@ class TunnelSection(_Section):
     target: HostAndPort
 
 
-class ServiceSection(_Section):
+class ServiceSection(Section):
     """What a host name in a database's URI means."""
 
     name: ServiceName
@@ -342,7 +336,7 @@ class ServiceSection(_Section):
         return value
 
 
-class RelaxSection(_Section):
+class RelaxSection(Section):
     """What is given back to the images one pattern names."""
 
     image: ImageGlob
@@ -351,13 +345,13 @@ class RelaxSection(_Section):
     capabilities: Annotated[tuple[Capability, ...], AsTuple] = ()
 
 
-class HardeningSection(_Section):
+class HardeningSection(Section):
     """Exceptions from the hardening of containers."""
 
     relax: Annotated[tuple[RelaxSection, ...], AsTuple] = ()
 
 
-class ShareSection(_Section):
+class ShareSection(Section):
     """What the server and researchers may know of this node."""
 
     node_facts: YesNo = True
@@ -391,20 +385,20 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class LoggingSection(_Section):
+class LoggingSection(Section):
     """The agent's own log."""
 
     level: Annotated[Level, one_of(Level)] = Level.INFO
     format: Annotated[Format, one_of(Format)] = Format.AUTO
 
 
-class StatusSection(_Section):
+class StatusSection(Section):
     """Status page and metrics."""
 
     listen: None = None
 
 
-class Shape(_Section):
+class Shape(Section):
     """The whole file."""
 
     name: str
@@ -421,8 +415,8 @@ class Shape(_Section):
     services: Annotated[tuple[ServiceSection, ...], AsTuple] = ()
     hardening: HardeningSection = HardeningSection()
     container_user: UserAndGroup | None = None
-    algorithm_env: AlgorithmVariables = {}
-    algorithm_hosts: AlgorithmHosts = {}
+    algorithm_env: AlgorithmVariables = Field({})
+    algorithm_hosts: AlgorithmHosts = Field({})
     run_context_file: YesNo = False
     share: ShareSection = ShareSection()
     docker_host: EngineAddress | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from node_agent.config.document import FromEnvironment
 from node_agent.config.globs import (
@@ -28,6 +28,16 @@ from node_agent.config.globs import (
 from node_agent.config.machine import Machine
 from node_agent.domain.policy import parse_image
 from node_agent.domain.secret import Secret
+
+
+class Section(BaseModel):
+    """A part of the file: every key is known, of its kind, and stays as it was read."""
+
+    # the library's own texts would show what was given, and that may be a secret
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
+    )
+
 
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?)\s?(?P<unit>[kKMGT]i?B|B)\Z")
 _UNITS = {

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from node_agent.errors import DiskFull, DiskUnwritable
+from node_agent.errors import ConfigError, DiskFull, DiskUnwritable
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNWRITABLE = frozenset({errno.EROFS, errno.EIO})
@@ -33,6 +33,19 @@ def disk_errors() -> Iterator[None]:
                 hint="Look at its disk (dmesg); the work goes on by itself once it can be written to.",
             ) from error
         raise
+
+
+def refuse_another_user(state_dir: Path, *, command: str, besides: str = "") -> None:
+    """Refuse to make files that the agent could not open later, for a *command* in another user's folder.
+
+    *besides* ends the sentence with what else is so. Raises ConfigError.
+    """
+    owner = state_dir.stat().st_uid
+    if owner != os.geteuid():
+        raise ConfigError(
+            f"The state directory {state_dir} belongs to the user {owner}{besides}.",
+            hint=f"Run this command as that user: sudo -u '#{owner}' node-agent {command} …",
+        )
 
 
 def sync_folder(path: Path) -> None:
