@@ -7,17 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import certifi
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from node_agent.domain.messages import KillRequested, Message, ServerOffline, ServerOnline, TaskHinted
 from node_agent.domain.ports import FinalReport, NodeIdentity
@@ -30,6 +23,7 @@ from node_agent.server.client import HttpServer
 from node_agent.server.exchange import AnswerTooLarge, Call, Exchange
 from node_agent.server.listener import ANSWER_SECONDS, SocketListener
 from node_agent.server.tokens import Tokens
+from tests.doubles.certificate import own_certificate
 from tests.doubles.fake_server import FakeServer, Fault
 from tests.lab.road import LOOPBACK, Road
 from tests.ports import free_port
@@ -264,28 +258,10 @@ class Certificate:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private authority")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file, key_file = folder / "cert.pem", folder / "key.pem"
-    file.write_bytes(made.public_bytes(Encoding.PEM))
-    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    made = own_certificate(tmp_path_factory.mktemp("tls"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file, key_file)
-    return Certificate(file, context)
+    context.load_cert_chain(made.chain, made.key)
+    return Certificate(made.chain, context)
 
 
 @pytest.fixture

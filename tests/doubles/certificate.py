@@ -41,6 +41,8 @@ def own_certificate(
         .not_valid_before(now - timedelta(days=90))
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        # so that it may also be named as the authority it was signed by
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
     made = OwnCertificate(folder / f"{name}.crt", folder / f"{name}.key")
