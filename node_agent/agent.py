@@ -58,6 +58,8 @@ log = structlog.get_logger()
 
 PING_SECONDS = 30.0  # the server forgets a node after 65 s without a sign of life
 POLL_SECONDS = 30.0
+LONGEST_POLL_SECONDS = 300.0
+LISTING_SHARE = 0.1  # of the time, for the server has a thousand runs to look up when a thousand wait
 RELIST_SECONDS = 2.0  # after a listing that failed
 OBSERVE_SECONDS = 5.0
 PHASE_SECONDS = 1.0
@@ -268,7 +270,7 @@ class Agent:
         if self._stopping is None:
             return False
         if self._stopping is StopKind.DRAIN:
-            return all(run.state is State.RECEIVED for run in self._runs) and not self._progress.is_busy
+            return not self._runs.begun() and not self._progress.is_busy
         return not self._progress.is_busy or self._clock.monotonic() >= self._stop_by
 
     # --- messages from the server -----------------------------------------------------------------------------
@@ -304,10 +306,17 @@ class Agent:
         self._progress.server_answered()
         is_first = not self._progress.was_listed
         self._progress.take_in_list(message)
+        self._spare_the_server(self._clock.monotonic(), message.asked_at)
         if message.complete:
             self._tidying.sweep_once()
             if is_first:
                 self._prune()
+
+    def _spare_the_server(self, now: float, asked_at: float) -> None:
+        """Ask for lists that take long less often, as long as events tell of new tasks."""
+        if self._is_connected:
+            pause = min(LONGEST_POLL_SECONDS, (now - asked_at) / LISTING_SHARE)
+            self._timetable.put_off(self._poll, to=now + pause)
 
     def _on_jobs_handed_over(self, message: JobsHandedOver) -> None:
         for listed in message.runs:
@@ -372,7 +381,7 @@ class Agent:
         if self._outside.server.problem:
             self._phases.skip(now)
             return
-        for overdue in self._phases.overdue(self._runs, self._room.bounds, now=now):
+        for overdue in self._phases.overdue(self._runs.begun(), self._room.bounds, now=now):
             log_of(overdue.run).warning(
                 "phase_too_long",
                 phase=str(overdue.phase),
@@ -394,7 +403,7 @@ class Agent:
             return
         spoken_of = {
             run.id: run
-            for run in self._runs
+            for run in self._runs.begun()
             if run.state is State.RUNNING and run.announced is Status.ACTIVE and run.ending is None
         }
         for piece in self._live_logs.keep_up(spoken_of.values()):
@@ -442,18 +451,17 @@ class Agent:
         self._hands.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        owed = [
-            run.finished_at or 0.0 for run in self._runs if run.state is State.FINISHED and not run.is_job
-        ]
-        waiting = self._runs.count(lambda run: run.state is State.RECEIVED)
-        ending = self._runs.count(lambda run: run.state > State.FINISHED)
+        begun = self._runs.begun()
+        owed = [run.finished_at or 0.0 for run in begun if run.state is State.FINISHED and not run.is_job]
+        waiting = len(self._runs) - len(begun)
+        ending = sum(run.state > State.FINISHED for run in begun)
         return Snapshot(
             online=self._outside.is_online,
             server_problem=self._outside.server.problem,
             engine_problem=self._outside.engine.problem,
             disk_problem=self._outside.disk.problem,
             waiting=waiting,
-            working=len(self._runs) - waiting - len(owed) - ending,
+            working=len(begun) - len(owed) - ending,
             owed=len(owed),
             company_problem=self._company.problem,
             owed_bytes=self._progress.owed_bytes(),

@@ -8,6 +8,7 @@ knows how an error is shown: the command line chooses the exit code by class, th
       AccessDenied           the operator fixes a key             exit 77
       Transient              nobody: the same thing is tried again
         ServerUnreachable
+        ListingShifted
         EngineUnreachable
         RegistryUnreachable
         StoreUnreachable
@@ -64,6 +65,10 @@ class Transient(NodeAgentError):
 
 class ServerUnreachable(Transient):
     """The coordinating server does not answer, or answers with nonsense or a 5xx."""
+
+
+class ListingShifted(Transient):
+    """A list of open runs changed so while it was read that some may be missing from it; those in it are right."""
 
 
 class EngineUnreachable(Transient):
@@ -148,6 +153,10 @@ class ContainerLost(RunFailed):
     """The container disappeared before its result could be read."""
 
     outcome = Outcome.LOST
+
+
+class NamespaceLost(Transient):
+    """The network namespace that a container was to join is gone: the container has to be made again."""
 
 
 class RunClosed(NodeAgentError):

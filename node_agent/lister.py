@@ -5,7 +5,7 @@ nor the journal ever holds one. It decides nothing: what a listing means is the 
 """
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
@@ -15,12 +15,14 @@ from node_agent.domain.messages import ListingFailed, Message, RunsListed
 from node_agent.domain.ports import Clock, OpenRun, RunFolders, Server
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import InputUnreadable, NodeAgentError, ServerUnreachable, Transient
+from node_agent.errors import InputUnreadable, ListingShifted, NodeAgentError, ServerUnreachable, Transient
 
 log = structlog.get_logger()
 
 LISTING_SECONDS = 60.0
 """While the server is away, a whole listing is tried so often; in between it is only knocked at."""
+BATCH = 25
+"""So many new runs are passed on before the listing they stand in is read to its end: of a long one the first can begin."""
 MANY_WISHES = 3
 """More than so many at once, after a burst of new tasks, are one listing of everything."""
 _EVERYTHING = None
@@ -91,7 +93,7 @@ class Lister:
             self._knock_first(asked_at)
             # closed, so that what it keeps on disk is gone also when an input could not be stored
             with closing(self._server.open_runs(task_id)) as listed:
-                runs = tuple(self._without_input(run) for run in listed)
+                runs, all_of_them = self._read(listed, asked_at)
         except NodeAgentError as error:
             self._note(error, asked_at)
             self._post(ListingFailed(error, task_id))
@@ -101,7 +103,21 @@ class Lister:
             self._post(ListingFailed(Transient(f"A listing failed ({type(error).__name__})."), task_id))
         else:
             self._silence = None
-            self._post(RunsListed(runs, complete=task_id is _EVERYTHING, asked_at=asked_at))
+            complete = all_of_them and task_id is _EVERYTHING
+            self._post(RunsListed(runs, complete=complete, asked_at=asked_at))
+
+    def _read(self, listed: Iterable[OpenRun], asked_at: float) -> tuple[tuple[OpenRun, ...], bool]:
+        """Store the inputs of what is listed, pass new ones on meanwhile, and say whether these were all."""
+        runs: list[OpenRun] = []
+        try:
+            for run in listed:
+                runs.append(self._without_input(run))
+                if len(runs) % BATCH == 0 and not self._is_open(run.id):
+                    self._post(RunsListed(tuple(runs[-BATCH:]), complete=False, asked_at=asked_at))
+        except ListingShifted as error:
+            log.debug("listing_shifted", runs=len(runs), reason=str(error))
+            return tuple(runs), False
+        return tuple(runs), True
 
     def _knock_first(self, now: float) -> None:
         """While the server is away, ask for next to nothing; now and then for all of it, in case only that works."""

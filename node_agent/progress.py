@@ -21,6 +21,7 @@ from node_agent.domain.lifecycle import (
 from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
+from node_agent.domain.task import TaskId
 from node_agent.errors import (
     AccessDenied,
     DiskUnwritable,
@@ -294,9 +295,10 @@ class Progress:
 
     def owed_bytes(self) -> int:
         """Say how large results and logs of all owed reports are."""
-        return sum(
-            self._outbox.size(run.id) for run in self._runs if run.state is State.FINISHED and not run.is_job
-        )
+        return sum(self._outbox.size(run.id) for run in self._owed())
+
+    def _owed(self) -> list[Run]:
+        return [run for run in self._runs.begun() if run.state is State.FINISHED and not run.is_job]
 
     @property
     def owed_problem(self) -> str:
@@ -307,9 +309,8 @@ class Progress:
         """Say when a report is tried next, in seconds since the epoch; None when none waits, or one is on its way."""
         if self._outbox.is_sending:
             return None
-        owed = [run.id for run in self._runs if run.state is State.FINISHED and not run.is_job]
         now = self._clock.monotonic()
-        times = [self._due.get(run_id, self._outbox.next_at(now)) for run_id in owed]
+        times = [self._due.get(run.id, self._outbox.next_at(now)) for run in self._owed()]
         soonest = min((at for at in times if at is not None), default=None)
         return None if soonest is None else self._clock.now() + max(0.0, soonest - now)
 
@@ -381,9 +382,13 @@ class Progress:
         self._runs.keep(run)
         self.make_due(run.id)
         log_of(run).info("run_received", parent_id=run.task.parent_id)
+        if run.task.parent_id is not None:
+            self._note_subtask_of(run.task.parent_id)
+
+    def _note_subtask_of(self, task: TaskId) -> None:
+        # Known already, unless the agent died between the subtask's creation and its own note of it.
         for parent in self._runs:
-            # Known already, unless the agent died between the subtask's creation and its own note of it.
-            if parent.task.id == run.task.parent_id:
+            if parent.task.id == task:
                 self.lend_slot(parent)
 
     def lend_slot(self, run: Run) -> None:

@@ -4,7 +4,7 @@ Written by the control thread alone. Other threads may ask the questions of the 
 look into a dictionary, so an answer is never half of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from node_agent.domain.keeping import PulledImage
 from node_agent.domain.policy import parse_image
@@ -20,6 +20,7 @@ class RunTable:
 
     def __init__(self) -> None:
         self._runs: dict[RunId, Run] = {}
+        self._begun: dict[RunId, Run] = {}
         self._tokens: dict[str, RunId] = {}
         self._over: dict[RunId, None] = {}
 
@@ -79,13 +80,15 @@ class RunTable:
         """Give the run; None when it is not here."""
         return self._runs.get(run_id)
 
-    def count(self, condition: Callable[[Run], bool]) -> int:
-        """Count the runs for which *condition* holds."""
-        return sum(1 for run in self._runs.values() if condition(run))
+    def begun(self) -> list[Run]:
+        """Give the runs that had their turn: few, however many wait, so that looking at all of them is cheap."""
+        return list(self._begun.values())
 
     def keep(self, run: Run) -> None:
         """Take a run in, or its newer form."""
         self._runs[run.id] = run
+        if run.state > State.RECEIVED:
+            self._begun[run.id] = run
         if run.token_hash is None or run.is_job:
             return  # jobs have nothing to say to the server
         if State.CREATED <= run.state <= State.RUNNING and run.ending is None:
@@ -96,6 +99,7 @@ class RunTable:
     def drop(self, run_id: RunId) -> None:
         """Let a run go that is REMOVED."""
         self._runs.pop(run_id, None)
+        self._begun.pop(run_id, None)
         self._over[run_id] = None
         if len(self._over) > REMEMBERED:
             del self._over[next(iter(self._over))]

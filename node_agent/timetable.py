@@ -26,3 +26,7 @@ class Timetable:
     def hasten(self, action: Action, *, to: float) -> None:
         """Do *action* at *to* if it were to be later."""
         self._next_at[action] = min(self._next_at[action], to)
+
+    def put_off(self, action: Action, *, to: float) -> None:
+        """Do *action* at *to* if it were to be earlier."""
+        self._next_at[action] = max(self._next_at[action], to)

@@ -127,7 +127,7 @@ def load_of(runs: Iterable[Run], *, beginning: Collection[RunId]) -> Load:
     """Count what is in flight."""
     working = parents = 0
     for run in runs:
-        if run.state is State.RECEIVED:  # most of a long queue
+        if run.state is State.RECEIVED:
             working += run.id in beginning
         elif run.state <= State.RUNNING:
             working += not run.has_subtasks

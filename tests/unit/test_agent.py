@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from node_agent.agent import (
     GRACE_SECONDS,
     LIVE_LOG_SECONDS,
+    LONGEST_POLL_SECONDS,
     OBSERVE_SECONDS,
     PING_SECONDS,
     POLL_SECONDS,
@@ -138,8 +139,16 @@ class FaultyJournal(SqliteJournal):
 class Bench:
     """One agent with everything around it under the test's control."""
 
-    def __init__(self, state_dir: Path, *, concurrent_runs: int = 2, keep_runs: float = float("inf")) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        concurrent_runs: int = 2,
+        keep_runs: float = float("inf"),
+        table: type[RunTable] = RunTable,
+    ) -> None:
         self.state_dir = state_dir
+        self.table = table
         self.concurrent_runs = concurrent_runs
         self.keep_runs = keep_runs
         self.clock = ManualClock()
@@ -156,7 +165,7 @@ class Bench:
         self.mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.pool = PatientPool(self.mailbox)
         self.channel = ChannelBook()
-        self.runs = RunTable()
+        self.runs = self.table()
         self.agent = Agent(
             mailbox=self.mailbox,
             runs=self.runs,
@@ -898,6 +907,35 @@ def test_a_hint_lists_the_runs_of_its_task(bench: Bench) -> None:
 
 
 def test_everything_is_listed_from_time_to_time(bench: Bench) -> None:
+    bench.wait(POLL_SECONDS)
+    assert bench.lists == [None]
+
+
+def listed_slowly(bench: Bench, seconds: float) -> None:
+    asked_at = bench.clock.monotonic()
+    bench.clock.advance(seconds)
+    bench.tell(RunsListed((), complete=True, asked_at=asked_at))
+    bench.lists.clear()
+
+
+def test_a_listing_that_takes_long_takes_at_most_a_tenth_of_the_time(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    listed_slowly(bench, 6.0)
+    bench.wait(59.0)
+    assert bench.lists == []
+    bench.wait(1.0)
+    assert bench.lists == [None]
+
+
+def test_however_long_a_listing_takes_the_next_one_comes(bench: Bench) -> None:
+    bench.tell(ServerOnline())
+    listed_slowly(bench, 1000.0)
+    bench.wait(LONGEST_POLL_SECONDS)
+    assert bench.lists == [None]
+
+
+def test_while_no_event_would_tell_of_new_tasks_slow_listings_are_not_put_off(bench: Bench) -> None:
+    listed_slowly(bench, 6.0)
     bench.wait(POLL_SECONDS)
     assert bench.lists == [None]
 

@@ -22,7 +22,7 @@ from node_agent.domain.messages import (
     StepDone,
     SubtaskCreated,
 )
-from node_agent.domain.run import Outcome, RunId, State, Status
+from node_agent.domain.run import Outcome, Run, RunId, State, Status
 from node_agent.domain.task import TaskId
 from node_agent.domain.turns import Bounds
 from node_agent.errors import DiskFull, EngineUnreachable, RegistryUnreachable, ServerUnreachable
@@ -116,6 +116,47 @@ def test_a_subtask_gets_the_slot_before_older_runs(bench: Bench) -> None:
     assert bench.step_of(3) is None
 
 
+class CountedLooks(RunTable):
+    """Counts how often anybody looks at a run."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Run]:
+        self.looks += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, run_id: RunId) -> Run:
+        self.looks += 1
+        return super().__getitem__(run_id)
+
+    def begun(self) -> list[Run]:
+        found = super().begun()
+        self.looks += len(found)
+        return found
+
+
+def looks_of_a_turn(state_dir: Path, *, waiting: int) -> int:
+    """Say how many runs are looked at when a step of one is done while all slots are taken."""
+    state_dir.mkdir()
+    bench = Bench(state_dir, table=CountedLooks)
+    bench.receive(*range(1, waiting + 3))
+    bench.succeed(1, ADMITTED)
+    runs = bench.runs
+    assert isinstance(runs, CountedLooks)
+    before = runs.looks
+    bench.succeed(1, PULLED)
+    bench.journal.close()
+    return runs.looks - before
+
+
+def test_what_a_turn_of_the_loop_looks_at_does_not_grow_with_those_who_wait(
+    quick_dir: Path, logged: list[Any]
+) -> None:
+    many = looks_of_a_turn(quick_dir / "many", waiting=300)
+    assert many == looks_of_a_turn(quick_dir / "few", waiting=3)
+    assert many > 0
+
+
 def test_hundreds_of_runs_that_come_at_once_are_all_done_without_more_at_once_than_allowed(
     quick_dir: Path, logged: list[Any], clock: ManualClock
 ) -> None:
@@ -132,7 +173,7 @@ def test_hundreds_of_runs_that_come_at_once_are_all_done_without_more_at_once_th
     def do(step: str, run: Any) -> StepDone:
         nonlocal most
         if step == "start":
-            most = max(most, runs.count(lambda run: State.ADMITTED <= run.state <= State.RUNNING))
+            most = max(most, sum(State.ADMITTED <= run.state <= State.RUNNING for run in runs))
         result = ends.get(step, Advance(State.REMOVED, {}))
         if step == "announce":
             return StepDone(run.id, step, None, ServerUnreachable("a courtesy"))

@@ -11,8 +11,15 @@ from node_agent.domain.messages import ListingFailed, RunsListed
 from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import BlobId, RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import AccessDenied, DiskFull, InputUnreadable, ServerUnreachable, Transient
-from node_agent.lister import LISTING_SECONDS, Lister
+from node_agent.errors import (
+    AccessDenied,
+    DiskFull,
+    InputUnreadable,
+    ListingShifted,
+    ServerUnreachable,
+    Transient,
+)
+from node_agent.lister import BATCH, LISTING_SECONDS, Lister
 from node_agent.store.rundir import DiskRunFolders
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import ServerBook, make_open_run
@@ -63,6 +70,33 @@ def test_a_listing_of_one_task_is_not_complete(bench: Bench) -> None:
     (listed,) = bench.posted
     assert [run.id for run in listed.runs] == [2]
     assert not listed.complete
+
+
+def test_a_list_that_shifted_is_passed_on_as_one_that_is_not_complete(bench: Bench) -> None:
+    class Busy(ServerBook):
+        def open_runs(self, task_id: TaskId | None = None) -> Generator[OpenRun, None, None]:
+            yield from super().open_runs(task_id)
+            raise ListingShifted("changed")
+
+    server = bench.lister._server = Busy()
+    for number in (1, 2):
+        server.add(make_open_run(number))
+    bench.lister.serve_one(None)
+    (listed,) = bench.posted
+    assert [run.id for run in listed.runs] == [1, 2]
+    assert not listed.complete
+
+
+def test_of_a_long_list_what_is_new_is_passed_on_before_the_end_is_reached(bench: Bench) -> None:
+    for number in range(1, 2 * BATCH + 3):
+        bench.server.add(make_open_run(number))
+    bench.known.update(map(RunId, range(1, BATCH + 1)))
+    bench.lister.serve_one(None)
+    early, whole = bench.posted
+    assert [run.id for run in early.runs] == list(range(BATCH + 1, 2 * BATCH + 1))
+    assert not early.complete
+    assert len(whole.runs) == 2 * BATCH + 2
+    assert whole.complete
 
 
 def test_an_input_in_the_blob_store_stays_there_while_runs_are_listed(bench: Bench) -> None:

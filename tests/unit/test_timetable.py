@@ -45,7 +45,17 @@ def test_what_was_missed_is_done_once_and_not_made_up_for(timetable: Timetable, 
     assert timetable.next_at() == 1001.0
 
 
-def test_an_action_can_be_hastened_but_not_put_off(timetable: Timetable, diary: Diary) -> None:
+def test_an_action_that_is_put_off_is_not_hastened(timetable: Timetable, diary: Diary) -> None:
+    timetable.put_off(diary.often, to=102.5)
+    timetable.put_off(diary.often, to=101.5)
+    timetable.run_due(102.0)
+    assert diary.entries == []
+    timetable.run_due(102.5)
+    assert diary.entries == ["often"]
+    assert timetable.next_at() == 103.5
+
+
+def test_an_action_that_is_hastened_is_not_put_off(timetable: Timetable, diary: Diary) -> None:
     timetable.hasten(diary.seldom, to=100.5)
     timetable.hasten(diary.seldom, to=105.0)
     timetable.run_due(100.5)
