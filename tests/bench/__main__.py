@@ -13,13 +13,12 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tests.bench.document import DOCUMENT, draw, rewrite
+from tests.bench.document import DOCUMENT, draw, drawing, rewrite
 from tests.bench.failures import NOT_HERE, BenchError
 from tests.bench.machine import load, machine_facts
 from tests.bench.scale import QUICK, WHOLE, Scale
@@ -53,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = _parser().parse_args(arguments)
     if asked.told is not None:
         return _tell(json.loads(asked.told.read_text()), asked)
+    drawing()  # before the long part, so that nothing is measured in vain
     result = measure(asked.only, _scale(asked))
     return _tell(result, asked)
 
@@ -89,12 +89,7 @@ def _positive(text: str) -> int:
 
 def _scale(asked: argparse.Namespace) -> Scale:
     scale = QUICK if asked.quick else WHOLE
-    if asked.rounds is None:
-        return scale
-    often = dict.fromkeys(
-        ("rounds", "burst_rounds", "average_rounds", "size_rounds", "few_rounds"), asked.rounds
-    )
-    return replace(scale, name=f"{scale.name}, {asked.rounds} rounds", **often)
+    return scale if asked.rounds is None else scale.with_rounds(asked.rounds)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------

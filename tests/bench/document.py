@@ -35,12 +35,16 @@ def renewed(text: str, section: str) -> str:
     return between.sub(lambda _: f"{FIRST_MARK}\n\n{section}\n\n{LAST_MARK}", text)
 
 
+def drawing() -> Path:
+    """Return the Python that has what charts are drawn with."""
+    return venv("bench-charts", DRAWING)
+
+
 def draw(result: Path, folder: Path) -> None:
     """Draw what can be drawn of a result that lies in a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    python = venv("bench-charts", DRAWING)
     done = subprocess.run(
-        [str(python), "-P", str(CHARTS), str(result), str(folder)],
+        [str(drawing()), "-P", str(CHARTS), str(result), str(folder)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

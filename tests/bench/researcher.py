@@ -9,7 +9,7 @@ import json
 import queue
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -152,6 +152,17 @@ class Researcher:
 
     # --- many tasks -------------------------------------------------------------------------------------------
 
+    def post_many(self, organization: str, job: Job, count: int) -> range:
+        """Send a task, put copies of it into the server's books, and return their numbers.
+
+        Posting each would take the server minutes, in which nothing is measured. Nobody else may send tasks meanwhile.
+        """
+        first = self.post(organization, job)
+        with self._books("rw") as books, books:
+            _copy(books, "task", f"id = {first}", {"id", "job_id"}, count - 1)
+            _copy(books, "run", f"task_id = {first}", {"id", "task_id"}, count - 1)
+        return range(first, first + count)
+
     def await_all(self, tasks: Sequence[int], *, within: float) -> Ended:
         """Wait until all runs of these tasks have ended, and see to it that they ended well."""
         deadline = time.monotonic() + within
@@ -170,12 +181,28 @@ class Researcher:
 
     def ends(self, tasks: Sequence[int]) -> Ended:
         """Read in the server's books what became of the runs of these tasks, which were posted in one go."""
-        books = self._server.log.with_name("database.sqlite")
         query = "SELECT id, status, finished_at FROM run WHERE task_id BETWEEN ? AND ?"
-        opened = sqlite3.connect(f"file:{books}?mode=ro", uri=True, timeout=BOOKS_PATIENCE)
-        with contextlib.closing(opened) as connection:
-            rows = connection.execute(query, (min(tasks), max(tasks))).fetchall()
+        with self._books("ro") as books:
+            rows = books.execute(query, (min(tasks), max(tasks))).fetchall()
         return {run: (status, _moment(ended)) for run, status, ended in rows}
+
+    def _books(self, mode: str) -> contextlib.closing[sqlite3.Connection]:
+        file = self._server.log.with_name("database.sqlite")
+        return contextlib.closing(
+            sqlite3.connect(f"file:{file}?mode={mode}", uri=True, timeout=BOOKS_PATIENCE)
+        )
+
+
+def _copy(books: sqlite3.Connection, table: str, which: str, numbered: Collection[str], count: int) -> None:
+    """Write *count* copies of a row; what is *numbered* counts on from it."""
+    columns = [row[1] for row in books.execute(f"PRAGMA table_info({table})")]
+    copied = ", ".join(f"{column} + n" if column in numbered else column for column in columns)
+    numbers = "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number LIMIT ?)"
+    books.execute(
+        f"{numbers} INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608 - our own words
+        f"SELECT {copied} FROM {table}, number WHERE {which}",
+        (count,),
+    )
 
 
 def _moment(text: str | None) -> float | None:

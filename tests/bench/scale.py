@@ -3,7 +3,8 @@
 Owns the numbers. Must not know what they are spent on.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 KB, MB = 1000, 1_000_000
 
@@ -19,9 +20,9 @@ class Scale:
     burst_rounds: int
     peer_burst_rounds: int
     average_rounds: int
-    result_sizes: tuple[int, ...]
-    input_sizes: tuple[int, ...]
-    size_rounds: int
+    results: Mapping[int, int]
+    """By size, how often it is measured; the largest sizes take long, and no goal names them."""
+    inputs: Mapping[int, int]
     starts: int
     settle: float
     idle: float
@@ -33,18 +34,30 @@ class Scale:
     calling: float
     log: int
 
+    def with_rounds(self, rounds: int) -> "Scale":
+        """Return the same with so many rounds of whatever takes turns or is repeated."""
+        return replace(
+            self,
+            name=f"{self.name}, {rounds} rounds",
+            rounds=rounds,
+            burst_rounds=rounds,
+            average_rounds=rounds,
+            few_rounds=rounds,
+            results=dict.fromkeys(self.results, rounds),
+            inputs=dict.fromkeys(self.inputs, rounds),
+        )
+
 
 WHOLE = Scale(
     name="whole",
     warm_up=2,
-    rounds=10,
+    rounds=8,
     burst=100,
     burst_rounds=3,
     peer_burst_rounds=1,
     average_rounds=3,
-    result_sizes=(KB, MB, 20 * MB, 200 * MB, 500 * MB),
-    input_sizes=(KB, MB, 20 * MB, 100 * MB),
-    size_rounds=2,
+    results={KB: 3, MB: 3, 20 * MB: 3, 200 * MB: 3, 500 * MB: 1},
+    inputs={KB: 3, MB: 3, 20 * MB: 3, 100 * MB: 1},
     starts=3,
     settle=10,
     idle=60,
@@ -53,7 +66,7 @@ WHOLE = Scale(
     many=1000,
     journal=100_000,
     callers=(1, 50),
-    calling=6,
+    calling=5,
     log=1000 * MB,
 )
 QUICK = Scale(
@@ -64,9 +77,8 @@ QUICK = Scale(
     burst_rounds=1,
     peer_burst_rounds=1,
     average_rounds=1,
-    result_sizes=(KB, 20 * MB),
-    input_sizes=(KB, 5 * MB),
-    size_rounds=1,
+    results={KB: 1, 20 * MB: 1},
+    inputs={KB: 1, 5 * MB: 1},
     starts=1,
     settle=2,
     idle=8,

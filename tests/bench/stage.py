@@ -25,7 +25,7 @@ from tests.lab.vantage6_node import PeerNode, command_line, node_image
 
 # After a run its owner still clears up, and vantage6's node looks for work and for ends once a second. The pause lets
 # the first pass, and being uneven it meets the second at any moment.
-PAUSE_SECONDS = (1.0, 2.0)
+PAUSE_SECONDS = (0.7, 1.7)
 PARALLEL = 4
 """Runs at once: the agent's default, and what the bare engine gets beside it."""
 AGENT_NAME_LABEL = "node-agent.name"

@@ -71,7 +71,7 @@ def _with_chart(name: str, table: str) -> str:
 def show(result: Found) -> None:
     """Print everything for a person."""
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    for table in tables_of(result):
+    for table in filter(lambda table: table.rows, tables_of(result)):
         shown = ShownTable(title=table.title)
         for number, cell in enumerate(table.header):
             shown.add_column(cell, justify="right" if number else "left")
@@ -219,10 +219,13 @@ def _queue(found: Found) -> Table:
     rows = (
         (f"time per run, {few['runs']} queued", f"{few['per_run']['median']:.3f} s"),
         (f"time per run, {many['runs']:,} queued", f"{many['per_run']:.3f} s"),
+        (f"the agent's CPU per run, {few['runs']} queued", f"{few['cpu_per_run']['median']:.3f} s"),
+        (f"the agent's CPU per run, {many['runs']:,} queued", f"{many['cpu_per_run']:.3f} s"),
         ("the last tenth of them / the first", f"{last:.2f}"),
         ("memory before", f"{memory['idle']:.1f} MB"),
         ("highest while they run", f"{memory['highest']:.1f} MB"),
         ("memory afterwards", f"{memory['after']:.1f} MB"),
+        ("threads before and afterwards", f"{found['threads']['idle']}, {found['threads']['after']}"),
     )
     return Table("Queued runs", ("", "measured"), rows)
 
@@ -248,6 +251,7 @@ def _proxy(found: Found) -> Table:
     rows = [
         (
             str(row["containers"]),
+            f"{row['containers'] / row['pause']:g}",
             f"{1000 * row['direct']['median']:.1f} / {1000 * row['direct']['p95']:.1f} ms",
             f"{1000 * row['proxy']['median']:.1f} / {1000 * row['proxy']['p95']:.1f} ms",
             f"{1000 * (row['proxy']['median'] - row['direct']['median']):.1f} ms",
@@ -258,20 +262,21 @@ def _proxy(found: Found) -> Table:
     ]
     header = (
         "containers",
+        "steady calls / s",
         "direct, median / p95",
         "proxy, median / p95",
         "added",
-        "direct, calls / s",
-        "proxy, calls / s",
+        "direct, most calls / s",
+        "proxy, most calls / s",
     )
-    title = f"Proxy: a call each {found['pause']:g} s from every container, then as many as they can"
+    title = "Proxy: calls at a steady pace, then as many as the containers can"
     return Table(title, header, tuple(rows))
 
 
 def _log(found: Found) -> Table:
     rows = (
-        ("by the bare engine", f"{found['by_hand']:.2f} s"),
-        ("by our agent, whole task", f"{found['agent']:.2f} s"),
+        ("the bare engine, its log read", f"{found['by_hand']:.2f} s"),
+        ("our agent, whole task", f"{found['agent']:.2f} s"),
         ("of it after the container's end", f"{found['after_end']:.2f} s"),
         ("memory above idle", f"{found['memory']:.1f} MB"),
     )

@@ -10,6 +10,7 @@ from tests.bench.__main__ import PARTS, STAGES, main, told
 from tests.bench.document import FIRST_MARK, LAST_MARK, renewed
 from tests.bench.failures import BenchError
 from tests.bench.goals import GOALS, rows_of, size_row
+from tests.bench.scale import WHOLE
 from tests.bench.tables import DRAWN, Table, as_markdown
 
 BENCH = Path(document.__file__).parent
@@ -197,3 +198,11 @@ def test_whoever_interrupts_the_bench_is_not_taken_for_a_failing_part():
     with pytest.raises(KeyboardInterrupt), told(stage, "burst", failed):
         raise KeyboardInterrupt
     assert not failed
+
+
+def test_asked_rounds_count_for_whatever_is_repeated():
+    scale = WHOLE.with_rounds(7)
+    often = {scale.rounds, scale.burst_rounds, scale.average_rounds, scale.few_rounds}
+    assert often | {*scale.results.values()} | {*scale.inputs.values()} == {7}
+    assert scale.results.keys() == WHOLE.results.keys()
+    assert scale.name == "whole, 7 rounds"

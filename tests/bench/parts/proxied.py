@@ -1,8 +1,9 @@
 """Algorithms that call the server through the proxy, beside containers that call it directly: one, and many at once.
 
 The server is the embedded one, since the real one takes longer for an answer than everything that is measured here. All
-containers begin to call at the same moment: first at a steady pace, for the time that a call takes; then as fast as they
-can, for how many calls pass in a second. A call opens a connection of its own, as the algorithm tools' client does.
+containers call in the same seconds: first at a steady pace, one after the other, for the time that a call takes; then as
+fast as they can, for how many calls pass in a second. A call opens a connection of its own, as the algorithm tools' client
+does.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from tests.lab.places import say
 from tests.lab.sandbox import SandboxLab
 
 CALLER = """\
-import base64, http.client, json, os, time
+import base64, http.client, json, os, random, time
 read = lambda name: base64.b32decode(os.environ[name].replace("!", "=")).decode()
 with open(read("INPUT_FILE")) as given:
     asked = json.load(given)["kwargs"]
@@ -45,7 +46,7 @@ def call():
         raise SystemExit(str(answer.status))
     return time.monotonic() - began
 late = time.time() - asked["begin"]
-time.sleep(max(0, -late))
+time.sleep(max(0, -late) + random.uniform(0, asked["pause"]))
 paced = []
 while time.time() < asked["begin"] + asked["seconds"]:
     paced.append(call())
@@ -59,8 +60,10 @@ with open(read("OUTPUT_FILE"), "w") as output:
     json.dump({"late": max(0, late), "paced": paced, "count": count}, output)
 """
 PAUSE_SECONDS = 0.25
+MOST_PACED = 40
+"""Calls per second of all containers at the steady pace: what the embedded server answers without anybody waiting."""
 BEGIN_SECONDS = 2.0
-PER_CONTAINER_SECONDS = 0.7
+PER_CONTAINER_SECONDS = 0.4
 WITHIN_SECONDS = 180
 MEMORY = "64MiB"
 
@@ -89,9 +92,19 @@ def measure(stage: Stage, scale: Scale) -> dict[str, Any]:
             direct = _directly(OnBridge(stage.client, image), lab, researcher.token, given, count)
             proxied = researcher.run(image, _asked(lab, count, scale.calling), count)
             rows.append(
-                {"containers": count, "direct": _summary(direct, scale), "proxy": _summary(proxied, scale)}
+                {
+                    "containers": count,
+                    "pause": _pause(count),
+                    "direct": _summary(direct, scale),
+                    "proxy": _summary(proxied, scale),
+                }
             )
-    return {"rows": rows, "pause": PAUSE_SECONDS}
+    return {"rows": rows}
+
+
+def _pause(count: int) -> float:
+    """Return the seconds between two calls of one container: many call more seldom, or they would wait for each other."""
+    return max(PAUSE_SECONDS, count / MOST_PACED)
 
 
 def _asked(lab: SandboxLab, count: int, seconds: float) -> Mapping[str, Any]:
@@ -99,11 +112,14 @@ def _asked(lab: SandboxLab, count: int, seconds: float) -> Mapping[str, Any]:
         "path": f"/organization/{lab.organization_ids['alpha']}",
         "begin": time.time() + BEGIN_SECONDS + count * PER_CONTAINER_SECONDS,
         "seconds": seconds,
-        "pause": PAUSE_SECONDS,
+        "pause": _pause(count),
     }
 
 
 def _summary(said: Sequence[Mapping[str, Any]], scale: Scale) -> dict[str, Any]:
+    late = sum(each["late"] > 0 for each in said)
+    if late:
+        say(f"{late} of {len(said)} containers began to call after the others")
     times = [one for each in said for one in each["paced"]]
     found = spread(times)
     del found["samples"]
@@ -112,7 +128,7 @@ def _summary(said: Sequence[Mapping[str, Any]], scale: Scale) -> dict[str, Any]:
         "p95": p95(times),
         "calls": len(times),
         "per_second": sum(each["count"] for each in said) / scale.calling,
-        "late": sum(each["late"] > 0 for each in said),
+        "late": late,
     }
 
 

@@ -1,7 +1,7 @@
 """Many queued runs beside few: the time of each, and what the agent's memory does.
 
-All tasks are posted while the agent is away; it finds them when it starts. The time runs from when it is ready until the
-last run is over at the server.
+All tasks come to the server while the agent is away; it finds them when it starts. The time runs from when it is ready
+until the last run is over at the server.
 """
 
 import time
@@ -40,23 +40,36 @@ def measure(stage: Stage, scale: Scale) -> dict[str, Any]:
             agent.stop()
             agent.clean_up()
     return {
-        "few": {"runs": scale.few, "per_run": spread([one["per_run"] for one in few])},
-        "many": {"runs": scale.many, "per_run": many["per_run"], "tenths": many["tenths"]},
+        "few": {
+            "runs": scale.few,
+            "per_run": spread([one["per_run"] for one in few]),
+            "cpu_per_run": spread([one["cpu_per_run"] for one in few]),
+        },
+        "many": {
+            "runs": scale.many,
+            **{name: many[name] for name in ("per_run", "cpu_per_run", "tenths")},
+        },
         "memory": {"idle": idle.rss, "highest": many["highest"], "after": after.rss},
+        "threads": {"idle": idle.threads, "after": after.threads},
     }
 
 
 def _found(agent: AgentProcess, researcher: Researcher, job: Job, count: int) -> dict[str, Any]:
     agent.stop()
-    say(f"posting {count} tasks …")
-    tasks = [researcher.post("alpha", job) for _ in range(count)]
+    tasks = researcher.post_many("alpha", job, count)
     agent.start()
     ready = moment(logged(agent, "agent_ready"))
-    peak = Peak(agent.pid)
+    peak, before = Peak(agent.pid), held_by([agent.pid])
     found = researcher.await_all(tasks, within=120 + count * SECONDS_PER_RUN)
     seconds = time.time() - ready
-    say(f"{count} queued runs took {seconds:.1f} s")
-    return {"per_run": seconds / count, "tenths": tenths(_ends(found.values())), "highest": peak.highest}
+    cpu = held_by([agent.pid]).cpu_seconds - before.cpu_seconds
+    say(f"{count} queued runs took {seconds:.1f} s, and {cpu:.1f} s of the agent's CPU")
+    return {
+        "per_run": seconds / count,
+        "cpu_per_run": cpu / count,
+        "tenths": tenths(_ends(found.values())),
+        "highest": peak.highest,
+    }
 
 
 def _ends(found: Any) -> Sequence[float]:

@@ -6,7 +6,7 @@ are encrypted, the library that encrypts the file. The time of an input runs fro
 its container is there; beside it a plain client that asks for the same run and writes the answer to a file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,12 +43,12 @@ def sized_image(client: docker.DockerClient) -> str:
 
 def measure_results(stage: Stage, scale: Scale) -> dict[str, Any]:
     """Measure results of each size."""
-    return _both(lambda place: _each(scale.result_sizes, scale, place, _result), stage)
+    return _both(lambda place: _each(scale.results, place, _result), stage)
 
 
 def measure_inputs(stage: Stage, scale: Scale) -> dict[str, Any]:
     """Measure inputs of each size."""
-    return _both(lambda place: _each(scale.input_sizes, scale, place, _input), stage)
+    return _both(lambda place: _each(scale.inputs, place, _input), stage)
 
 
 def _both(measured: Callable[[Place], list[dict[str, Any]]], stage: Stage) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def _both(measured: Callable[[Place], list[dict[str, Any]]], stage: Stage) -> di
 
 
 def _each(
-    sizes: tuple[int, ...], scale: Scale, place: Place, measured: Callable[[Place, int], dict[str, float]]
+    sizes: Mapping[int, int], place: Place, measured: Callable[[Place, int], dict[str, float]]
 ) -> list[dict[str, Any]]:
     image = place.stage.offered(sized_image, "sized")
     for _ in range(2):
         place.ended_run(Job(image, "size-1000"))
     rows = []
-    for size in sizes:
-        rounds = [measured(place, size) for _ in range(scale.size_rounds)]
+    for size, often in sizes.items():
+        rounds = [measured(place, size) for _ in range(often)]
         rows.append({"size": size, **{name: spread([one[name] for one in rounds]) for name in rounds[0]}})
         say(f"{size / 1e6:.3f} MB: " + ", ".join(f"{name} {value:.2f}" for name, value in rounds[-1].items()))
     return rows
