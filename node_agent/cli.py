@@ -88,8 +88,9 @@ def run(parts: "Parts", config: Path) -> None:
     """
     from node_agent import lean
 
-    lean.travel_light()
-    from node_agent.reloading import set_up_log
+    with lean.undisturbed():
+        lean.travel_light()
+        from node_agent.reloading import set_up_log
 
     settings = parts.load(config)
     set_up_log(settings)

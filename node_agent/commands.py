@@ -65,7 +65,10 @@ def load_place(path: Path) -> Settings:
 
 def run(settings: Settings) -> None:
     """Run the agent until it is asked to stop."""
-    from node_agent import app
+    from node_agent import lean
+
+    with lean.undisturbed():
+        from node_agent import app
 
     app.run(settings)
 

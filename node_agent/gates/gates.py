@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node_agent.domain.container import NetworkFacts
 from node_agent.domain.egress import EgressRule
 from node_agent.domain.run import RunId
 from node_agent.domain.service import Entrance, Service
 from node_agent.gates.egress import Egress, EgressPlan
-from node_agent.gates.forwarder import Forwarder
 from node_agent.gates.tunnel import TunnelChild
-from node_agent.gates.visitors import Listing
-from node_agent.gates.ways import AddressesOf, way_to
+
+if TYPE_CHECKING:
+    from node_agent.gates.visitors import Listing
+    from node_agent.gates.ways import AddressesOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +43,11 @@ class GatePlan:
 class Surroundings:
     """What the gates ask about the machine and the runs."""
 
-    runs_at: Callable[[], Listing]
+    runs_at: "Callable[[], Listing]"
     """Which run has which address in the isolated network now."""
     asked: Callable[[RunId, str], bool]
     """Tells whether a run asked for a label."""
-    addresses_of: AddressesOf
+    addresses_of: "AddressesOf"
     inside: Callable[[], Iterable[str]]
     """The addresses of this machine and of its containers' networks."""
 
@@ -93,6 +95,10 @@ class Gates:
         self._egress = egress
 
     def _start_services(self, network: NetworkFacts, stack: ExitStack) -> None:
+        # most nodes open nothing, and do without the event loop and its memory
+        from node_agent.gates.forwarder import Forwarder
+        from node_agent.gates.ways import way_to
+
         services = self._plan.services_in_use
         tunnels = {
             name: TunnelChild(name, service.tunnel, folder=self._plan.folder)

@@ -14,12 +14,14 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from node_agent import lean, logs
-from node_agent.app import Application, Mailbox
+from node_agent import lean
 from node_agent.clocks import SystemClock
-from node_agent.config import load
 from node_agent.domain.messages import Message, StopAsked, StopKind
+
+if TYPE_CHECKING:
+    from node_agent.app import Mailbox
 
 REAL_SECONDS = 0.0003
 """How long a beat waits for a message in real time: an answer of the server takes a few beats."""
@@ -60,7 +62,7 @@ class FastQueue(queue.SimpleQueue[Message]):
 class Beats:
     """Counts the beats, measures at some of them, and ends the agent after the last."""
 
-    def __init__(self, clock: FastClock, mailbox: Mailbox, due: list[int]) -> None:
+    def __init__(self, clock: FastClock, mailbox: "Mailbox", due: list[int]) -> None:
         self._clock = clock
         self._mailbox = mailbox
         self._due = sorted(due)
@@ -91,7 +93,11 @@ def measured() -> dict[str, object]:
 
 def main(config: str, *beats: str) -> int:
     """Live so many beats."""
-    lean.share_arenas()
+    lean.travel_light()  # as the command does, before anything heavy is loaded
+    from node_agent import logs
+    from node_agent.app import Application, Mailbox
+    from node_agent.config import load
+
     settings = load(Path(config))
     logs.set_up(level=settings.logging.level, form=settings.logging.format, secrets=settings.secrets)
     clock, mailbox = FastClock(), Mailbox()
