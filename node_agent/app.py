@@ -53,6 +53,7 @@ from node_agent.domain.run import Run, RunId
 from node_agent.domain.runlogs import LogMask
 from node_agent.domain.turns import Bounds
 from node_agent.domain.verdict import NAMES_NOT_TOLD, has_user_names
+from node_agent.earlytokens import EarlyTokens
 from node_agent.encryption import join, own_key
 from node_agent.errors import ConfigError, EngineUnreachable, Transient
 from node_agent.following import FollowedLogs, log_mask_of
@@ -93,6 +94,7 @@ Result = TypeVar("Result")
 
 REGISTRY_PATIENCE_SECONDS = 20.0
 """A registry that is started anew ends no run; a name that nobody answers to does."""
+TOKEN_THREADS = 2
 SPARE_THREADS = 4
 """Step threads beyond one per slot: kills and removals do not wait for pulls."""
 PROGRESS_SECONDS = 10.0
@@ -279,6 +281,7 @@ class Application:
             proxy.start()
             stack.callback(self._gates.stop)
             self._gates.start(prepared.network)
+            stack.callback(self._site.namespaces.stop)
             self._site.prove(prepared)
             self._stack.callback(stack.pop_all().close)
 
@@ -299,6 +302,7 @@ class Application:
             progress=_throttled_progress(self._post, self._clock),
             pulled=self._note_pull,
             seal=None if self._key is None else EnvelopeSeal(self._server.keys.of),
+            tokens=EarlyTokens(),
         )
         self._compute = self._compute_service()
         self._pool = StepPool(
@@ -428,8 +432,10 @@ class Application:
 
     def _start_threads(self) -> None:
         self._pool.start()
+        self._ports.tokens.start(threads=TOKEN_THREADS)
         _in_background(self._lister.serve_forever, name="lister")
         _in_background(self._watch_engine, name="engine-events")
+        _in_background(self._site.namespaces.serve_forever, name="namespaces")
         # once before the first turn: nothing may begin on a disk nobody has looked at
         self._look_at_space()
         _in_background(self._watch_space, name="space")

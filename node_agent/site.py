@@ -1,6 +1,7 @@
 """The machine as a place for algorithms: the engine, the isolated network, and the proof that it is isolated."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -11,6 +12,7 @@ from node_agent.runtime.addresses import Addresses
 from node_agent.runtime.connection import EngineConnection
 from node_agent.runtime.engine import DockerEngine
 from node_agent.runtime.keeper import Keeper
+from node_agent.runtime.namespaces import Namespaces
 from node_agent.runtime.network import (
     IsolatedNetwork,
     PreparedNetwork,
@@ -33,6 +35,7 @@ class Site:
     connection: EngineConnection
     engine: DockerEngine
     network: IsolatedNetwork
+    namespaces: Namespaces
     remains: EngineRemains
 
     @classmethod
@@ -42,11 +45,25 @@ class Site:
         network = IsolatedNetwork(settings.name, connection, subnet=settings.network.subnet)
         accounts = RegistryAccounts(settings.images.registries, docker_config=settings.images.docker_config)
         looking_up = threading.Lock()
-        engine = DockerEngine(settings.name, connection, network, accounts=accounts, looking_up=looking_up)
+        namespaces = Namespaces(
+            settings.name,
+            connection,
+            most=settings.network.kept_ready,
+            user=settings.container_user,
+            image=settings.network.probe_image,
+        )
+        engine = DockerEngine(
+            settings.name,
+            connection,
+            network,
+            accounts=accounts,
+            looking_up=looking_up,
+            namespaces=namespaces,
+        )
         remains = EngineRemains(
             settings.name, connection, network=network_name(settings.name), looking_up=looking_up
         )
-        return cls(settings, connection, engine, network, remains)
+        return cls(settings, connection, engine, network, namespaces, remains)
 
     def prepare(self) -> PreparedNetwork:
         """Create the network and load the firewall rule, as far as our rights go. Raises ConfigError."""
@@ -94,6 +111,7 @@ class Site:
     def remove(self) -> None:
         """Take the network and the rule away again. Raises ConfigError."""
         self.keeper.remove()
+        self.namespaces.remove_unused()
         facts = remove_network(self.network, name=self.settings.name)
         if not facts.loaded:
             raise ConfigError(
@@ -101,8 +119,18 @@ class Site:
             )
 
     def prove(self, prepared: PreparedNetwork) -> None:
-        """Prove from inside that runs are shut in; refuse to go on when they are not. Raises ConfigError."""
-        report = probe_isolation(self.connection, self.engine, prepared.network, self.plan(prepared))
+        """Prove from inside that runs are shut in; refuse to go on when they are not. Raises ConfigError.
+
+        It is proven for a namespace that runs join: one of their own has the same settings.
+        """
+        report = probe_isolation(
+            self.connection,
+            self.engine,
+            prepared.network,
+            self.plan(prepared),
+            ready=lambda: self.namespaces.open(prepared.network),
+            clear=_beside,
+        )
         for finding in report.findings:
             log.warning("isolation_open", check=str(finding.check), finding=finding.text)
         refused = report.without(self.accepted).findings
@@ -127,3 +155,8 @@ class Site:
             firewall=prepared.firewall,
             image=self.settings.network.probe_image,
         )
+
+
+def _beside(action: Callable[[], None]) -> None:
+    """Do it in a thread that the end of the process waits for: nobody waits for what a probe leaves to be gone."""
+    threading.Thread(target=action, name="probe-removal").start()

@@ -23,6 +23,7 @@ from node_agent.domain.run import Run, RunId
 from node_agent.domain.runlogs import LogMask, LogSharing
 from node_agent.domain.secret import Secret
 from node_agent.domain.service import Entrance
+from node_agent.earlytokens import EarlyTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,7 @@ class Ports:
     """Told when a pull brought an image that was not on this machine before."""
     seal: Seal | None = None
     """None: the collaboration is not encrypted."""
+    tokens: EarlyTokens = field(default_factory=EarlyTokens)
 
 
 PortsOf = Callable[[Run], Ports]

@@ -7,6 +7,7 @@ or RunClosed (the server has closed the run); anything else is a bug.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,12 +31,14 @@ from node_agent.domain.policy import matching_relaxation, parse_image
 from node_agent.domain.ports import FinalReport
 from node_agent.domain.run import ContainerId, Outcome, Run, State, Status
 from node_agent.domain.runlogs import LogSharing
+from node_agent.domain.secret import Secret
 from node_agent.domain.symptoms import likely_limit
 from node_agent.errors import (
     ContainerLost,
     EngineUnreachable,
     ImageMissing,
     InputUnreadable,
+    NamespaceLost,
     OutputTooLarge,
     RegistryUnreachable,
     RunClosed,
@@ -92,6 +95,7 @@ def pull(run: Run, ports: Ports) -> StepResult:
         clock=ports.clock,
         wanted=lambda: ports.wanted(run.id),
     )
+    ports.tokens.ask(run.id, _asking_for_token(run, ports))
     try:
         image = _image(run, ports)
     except RegistryUnreachable as error:
@@ -119,6 +123,7 @@ def _image(run: Run, ports: Ports) -> PinnedImage:
         reference,
         wanted=lambda: ports.wanted(run.id),
         progress=lambda progress: ports.progress(run.id, progress),
+        here=local,
     )
     if pulled.is_new:
         ports.pulled(reference, pulled)
@@ -132,11 +137,11 @@ def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
     return exact or policy is not PullPolicy.ALWAYS
 
 
-def create(run: Run, ports: Ports) -> StepResult:
+def create(run: Run, ports: Ports) -> Advance:
     """Get the token, make the folders ready, create the container."""
     databases = ports.databases.choose(run.task.databases)
     relaxation = _relaxation(run, ports)
-    token = ports.server.container_token(run.task.id, run.task.image)
+    token = ports.tokens.take(run.id, _asking_for_token(run, ports))
     laid_out = ports.contract.lay_out(run, ports, databases, token=token, open_to_all=relaxation.image_user)
     container = ports.runtime.ensure_container(_spec(run, ports, databases, laid_out, relaxation))
     return Advance(State.CREATED, {"container": container, "token_hash": hash_token(token.reveal())})
@@ -160,7 +165,19 @@ def _spec(
         capabilities=relaxation.capabilities,
         gpus=gets_gpus(run.task.image, ports.settings.extras.gpu, digest=run.digest),
         hosts=ports.settings.extras.hosts,
+        series=series_of(run),
     )
+
+
+def _asking_for_token(run: Run, ports: Ports) -> Callable[[], Secret]:
+    return partial(ports.server.container_token, run.task.id, run.task.image)
+
+
+def series_of(run: Run) -> str:
+    """Name the runs among which a network namespace may be handed on: those of one image for one person; empty: none."""
+    whom = (run.task.init_org_id, run.task.init_user_id, run.task.init_user_name)
+    is_known = run.task.init_user_id is not None or run.task.init_user_name is not None
+    return f"{run.image_id} {whom}" if is_known else ""
 
 
 def _relaxation(run: Run, ports: Ports) -> Relaxation:
@@ -189,9 +206,14 @@ def hash_token(token: str) -> str:
 
 
 def start(run: Run, ports: Ports) -> StepResult:
-    """Start the container, unless it ever started."""
-    ports.runtime.ensure_started(_container(run))
-    return Advance(State.RUNNING, {"started_at": ports.clock.now()})
+    """Start the container, unless it ever started; make it again when what it was to join is gone."""
+    made: Mapping[str, object] = {}
+    try:
+        ports.runtime.ensure_started(_container(run))
+    except NamespaceLost:
+        made = create(run, ports).facts
+        ports.runtime.ensure_started(ContainerId(str(made["container"])))
+    return Advance(State.RUNNING, {**made, "started_at": ports.clock.now()})
 
 
 def observe(run: Run, ports: Ports) -> StepResult:
@@ -320,6 +342,7 @@ def stop(run: Run, ports: Ports) -> StepResult:
     A run that never came to its start ends also while the engine does not answer: it has nothing to say, and what may still
     become of its container is removed after the report.
     """
+    ports.tokens.forget(run.id)
     try:
         _stop_container(run, ports)
     except EngineUnreachable as error:

@@ -120,6 +120,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "network.probe_image": (
             "Image with python3 for the isolation probe, for an agent that itself runs in a container."
         ),
+        "network.kept_ready": (
+            "How many network namespaces at most are kept ready, so that a run starts several times "
+            "faster. `0`: each run waits until the engine has made it one."
+        ),
         "egress.allow": (
             "Places outside that algorithms may reach through a filtering proxy, each with its port or "
             "ports: `api.example.org:443`, `*.example.org:443` (names below it only), `192.0.2.7:80`, "

@@ -301,6 +301,7 @@ class NetworkSection(Section):
     subnet: Subnet | None = None
     accept_open_host: YesNo = False
     probe_image: ImageReference | None = None
+    kept_ready: Annotated[Whole, Field(ge=0, le=64)] = 5
 
 
 class EgressSection(Section):

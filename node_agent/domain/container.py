@@ -81,6 +81,17 @@ class ContainerSpec:
     """Names under which it finds this machine's side of the isolated network, besides the proxy's."""
     address: str | None = None
     """Fixed IPv4 address in the isolated network; None lets the engine choose."""
+    series: str = ""
+    """Which runs it may follow in a network namespace kept ready: those of the same image and person. Empty: none."""
+    namespace: ContainerId | None = None
+    """The container whose network namespace it joins; None gives it one of its own."""
+
+    @property
+    def may_join(self) -> bool:
+        """Tell whether a namespace made for everybody fits: it has no names of its own, and nobody in it has any right."""
+        has_own_names = self.hosts or self.gateway_names or self.address
+        has_rights = self.writable_root or self.capabilities or self.user is None
+        return bool(self.series) and not has_own_names and not has_rights
 
 
 class Phase(StrEnum):

@@ -268,10 +268,12 @@ class Runtime(Protocol):
         *,
         wanted: Callable[[], bool],
         progress: Callable[[PullProgress], None],
+        here: PinnedImage | None = None,
     ) -> PinnedImage:
         """Pull an image and verify what arrived. Raises RegistryUnreachable, ImageMissing, RunClosed.
 
-        *wanted* is asked between the lines of progress; when it says no, the pull ends with RunClosed.
+        *wanted* is asked between the lines of progress; when it says no, the pull ends with RunClosed. *here* is what was
+        just found under the same name on this machine: nothing of it is asked for again.
         """
 
     def ensure_container(self, spec: ContainerSpec) -> ContainerId:
@@ -281,7 +283,7 @@ class Runtime(Protocol):
         """
 
     def ensure_started(self, container: ContainerId) -> None:
-        """Start the container unless it ever started. Raises StartFailed, ContainerLost."""
+        """Start the container unless it ever started. Raises StartFailed, ContainerLost, NamespaceLost."""
 
     def inspect(self, container: ContainerId) -> ContainerReport | None:
         """Say how the container is; None when there is none."""

@@ -3,7 +3,7 @@
 Owns three questions and keeps no answer. Must not know why they are asked.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from docker.errors import NotFound
@@ -12,7 +12,7 @@ from node_agent.domain.run import RunId
 from node_agent.errors import Transient
 from node_agent.runtime.connection import EngineConnection
 from node_agent.runtime.reading import run_of_labels
-from node_agent.runtime.spec import LABEL_NAME
+from node_agent.runtime.spec import LABEL_NAME, joined_namespace
 
 LOOPBACK = "127.0.0.1"
 
@@ -30,13 +30,17 @@ class Addresses:
         filters = {"label": f"{LABEL_NAME}={self._agent}", "status": "running"}
         with self._connection.client() as client:
             listed = client.containers(filters=filters)
-        return dict(found for entry in listed for found in self._runs_in(entry))
+        addresses = {entry["Id"]: self._address_of(entry) for entry in listed}
+        return {
+            address: run_id
+            for entry in listed
+            # who has joined a namespace has the address of its holder
+            if (address := addresses.get(joined_namespace(entry) or entry["Id"]))
+            and (run_id := run_of_labels(entry.get("Labels"))) is not None
+        }
 
-    def _runs_in(self, entry: Mapping[str, Any]) -> Iterator[tuple[str, RunId]]:
-        run_id = run_of_labels(entry.get("Labels") or {})
-        address = _networks_of(entry).get(self._network, {}).get("IPAddress")
-        if run_id is not None and address:
-            yield str(address), run_id
+    def _address_of(self, entry: Mapping[str, Any]) -> str:
+        return str(_networks_of(entry).get(self._network, {}).get("IPAddress") or "")
 
     def of_container(self, name: str) -> tuple[str, ...]:
         """Give the addresses this machine reaches a container under. Raises Transient when it has none now."""

@@ -1,17 +1,18 @@
-"""One engine connection per thread, and the one place where the engine's errors are translated.
+"""The connections to one engine, and the one place where the engine's errors are translated.
 
 Owns how the engine is reached and how its sentences are shortened for people. Must not know what is asked of it.
 """
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import requests
 import urllib3
 from docker import APIClient
 from docker.errors import APIError, DockerException
+from docker.transport.unixconn import UnixHTTPAdapter, UnixHTTPConnectionPool
 from docker.utils import kwargs_from_env
 
 from node_agent.errors import EngineUnreachable
@@ -27,12 +28,12 @@ _WRAPPING = re.compile(
 
 
 class EngineConnection:
-    """Gives each thread its own client of one engine, because a client's sockets cannot be shared."""
+    """Lends clients of one engine to any thread; each has one borrower at a time, as its sockets cannot be shared."""
 
     def __init__(self, docker_host: str | None = None, *, seconds: float = SECONDS_PER_CALL) -> None:
         self._where = {"base_url": docker_host} if docker_host else kwargs_from_env()
         self._seconds = seconds
-        self._of_thread = threading.local()
+        self._met = _Meeting()
 
     @property
     def address(self) -> str:
@@ -41,26 +42,66 @@ class EngineConnection:
 
     @contextmanager
     def client(self) -> Iterator[APIClient]:
-        """Give this thread's client; whatever the library raises meanwhile becomes EngineUnreachable."""
-        with docker_errors(self.address):
-            yield self._client()
+        """Lend a client; whatever the library raises meanwhile becomes EngineUnreachable."""
+        with self.errors():
+            met = self._met
+            try:
+                client = met.idle.pop()
+            except IndexError:
+                client = self._new_client(met)
+            try:
+                yield client
+            finally:
+                met.idle.append(client)
 
-    def _client(self) -> APIClient:
-        found: _OwnClient | None = getattr(self._of_thread, "client", None)
-        if found is None:
-            found = _OwnClient(APIClient(version="auto", timeout=int(self._seconds), **self._where))
-            self._of_thread.client = found
-        return found.client
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what the library raises into EngineUnreachable; whoever answers after that may be another engine."""
+        try:
+            with docker_errors(self.address):
+                yield
+        except EngineUnreachable:
+            self._met = _Meeting()
+            raise
+
+    def _new_client(self, met: "_Meeting") -> APIClient:
+        client = APIClient(version=met.version, timeout=int(self._seconds), **self._where)
+        met.version = client.api_version
+        _make_local_calls_short(client)
+        return client
 
 
-class _OwnClient:
-    """A thread's client, closed when the thread ends or the connection is let go."""
+class _Meeting:
+    """An engine as it was met: the version it speaks, and clients that wait for a borrower.
 
-    def __init__(self, client: APIClient) -> None:
-        self.client = client
+    It ends with the first error, and its clients are closed when the last of them is given back.
+    """
+
+    def __init__(self) -> None:
+        self.version = "auto"
+        self.idle: list[APIClient] = []
 
     def __del__(self) -> None:
-        self.client.close()
+        for client in self.idle:
+            client.close()
+
+
+class _OneForAll(UnixHTTPAdapter):
+    """Has the same sockets for all addresses of the engine; the library has others for each of them."""
+
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> UnixHTTPConnectionPool:
+        del url
+        return super().get_connection("", proxies)
+
+
+def _make_local_calls_short(client: APIClient) -> None:
+    """Leave out what makes a call over a local socket twice as long, and has no use there."""
+    usual = client.get_adapter(client.base_url)
+    if isinstance(usual, UnixHTTPAdapter):
+        # The proxies and passwords of the environment are looked for before each call.
+        client.trust_env = False
+        client.mount("http+docker://", _OneForAll(f"http+unix://{usual.socket_path}", usual.timeout))
+        usual.close()
 
 
 @contextmanager

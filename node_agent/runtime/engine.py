@@ -19,6 +19,7 @@ from node_agent.domain.container import (
     ContainerReport,
     ContainerSpec,
     NetworkFacts,
+    Phase,
     PinnedImage,
     PullProgress,
     run_container_name,
@@ -32,6 +33,7 @@ from node_agent.errors import (
     ContainerLost,
     EngineUnreachable,
     ImageMissing,
+    NamespaceLost,
     RegistryUnreachable,
     RunClosed,
     StartFailed,
@@ -41,6 +43,7 @@ from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.endings import with_its_end
 from node_agent.runtime.logcut import copy_cut
 from node_agent.runtime.logfollow import entries_after, follow_parameters, frames_of
+from node_agent.runtime.namespaces import Namespaces
 from node_agent.runtime.network import bridge_is_here
 from node_agent.runtime.pulling import (
     PullStory,
@@ -57,6 +60,7 @@ from node_agent.runtime.spec import (
     EngineTraits,
     container_config,
     differences,
+    joined_namespace,
     labels,
 )
 from node_agent.runtime.stream import StreamStalled, lines_of
@@ -66,6 +70,7 @@ Describe = Callable[[APIClient, str], Mapping[str, Any]]
 
 PULL_PATIENCE = 120.0
 PULL_TICK = 0.5
+REMEMBERED_IMAGES = 1000
 EVENT_OVERLAP = 2
 """Seconds of events asked for again, since the engine answers a moment before it listens."""
 
@@ -102,6 +107,7 @@ class DockerEngine:
         pull_patience: float = PULL_PATIENCE,
         is_here: Callable[[str], bool] = bridge_is_here,
         looking_up: "threading.Lock | None" = None,
+        namespaces: Namespaces | None = None,
     ) -> None:
         self._name = name
         self._connection = connection
@@ -111,6 +117,11 @@ class DockerEngine:
         self._is_here = is_here
         self._looking_up = looking_up or threading.Lock()
         """Held while an image is looked up: it is not removed between the look and the answer."""
+        self._volumes: dict[str, tuple[str, ...]] = {}
+        """The volumes that images declare, by image id: an id names one content for ever."""
+        self._never_started: set[ContainerId] = set()
+        """Containers this process made and did not try to start."""
+        self._namespaces = namespaces or Namespaces(name, connection, most=0, user=(0, 0))
 
     # --- images -----------------------------------------------------------------------------------------------
 
@@ -121,7 +132,7 @@ class DockerEngine:
             return None
         with self._looking_up, self._connection.client() as client:
             try:
-                found = _image(client, exact_reference(image))
+                found = self._image(client, exact_reference(image))
             except NotFound:
                 return None
         return PinnedImage(image_id=found["Id"], digest=known_digest(image, found.get("RepoDigests") or ()))
@@ -150,6 +161,7 @@ class DockerEngine:
         *,
         wanted: Callable[[], bool],
         progress: Callable[[PullProgress], None],
+        here: PinnedImage | None = None,
     ) -> PinnedImage:
         """Pull an image, tell how far it is about twice a second, and verify what arrived."""
         image = _parsed(reference)
@@ -161,8 +173,8 @@ class DockerEngine:
             progress(story.progress)
 
         look_up()
-        with self._connection.client() as client:
-            before = _image_ids(client)
+        with self._connection.errors():
+            before = self._images_before(here)
             try:
                 for line in lines_of(
                     lambda: self._open_pull(story, image),
@@ -176,8 +188,23 @@ class DockerEngine:
                     f"The pull of {reference} made no progress for {self._pull_patience:.0f} s."
                 ) from error
             look_up()
-            pulled = self._verified(client, image, story.digest)
-            return replace(pulled, is_new=pulled.image_id not in before)
+            if here is not None and story.is_up_to_date and story.digest == here.digest:
+                return here
+            pulled = self._verified(image, story.digest)
+            is_new = story.has_fetched if before is None else pulled.image_id not in before
+            return replace(pulled, is_new=is_new)
+
+    def _images_before(self, here: PinnedImage | None) -> frozenset[str] | None:
+        """List all images, unless the pull shows by itself that what it brings was not on this machine.
+
+        What had no need of a new layer may have been here. It counts as such where an older image has the name, so that
+        the list, which is slow with many images, is not asked for at every pull.
+        """
+        with self._connection.client() as client:
+            # Podman also tells of layers that it has.
+            if here is not None and not podman.is_podman(client):
+                return None
+            return _image_ids(client)
 
     def _open_pull(self, story: PullStory, image: ImageName) -> requests.Response:
         # here, in a thread that can be left: a credential helper may take its time
@@ -194,16 +221,28 @@ class DockerEngine:
         _raise_refused(story.reference, response, account)
         return response
 
-    def _verified(self, client: APIClient, image: ImageName, announced: str | None) -> PinnedImage:
+    def _verified(self, image: ImageName, announced: str | None) -> PinnedImage:
         try:
-            with self._looking_up:
-                found = _image(client, exact_reference(image))
+            with self._looking_up, self._connection.client() as client:
+                found = self._image(client, exact_reference(image))
         except NotFound as error:
             raise RegistryUnreachable(
                 f"The pull of {image.name} ended without an image on this machine."
             ) from error
         digest = verified_digest(image, announced, found.get("RepoDigests") or ())
         return PinnedImage(image_id=found["Id"], digest=digest)
+
+    def _image(self, client: APIClient, reference: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = client.inspect_image(reference)  # type: ignore[no-untyped-call]
+        if len(self._volumes) >= REMEMBERED_IMAGES:
+            self._volumes.clear()
+        self._volumes[found["Id"]] = _declared_volumes(found)
+        return found
+
+    def _volumes_of(self, client: APIClient, image_id: str) -> tuple[str, ...]:
+        """Give the paths that an image declares as volumes. Raises NotFound."""
+        known = self._volumes.get(image_id)
+        return _declared_volumes(self._image(client, image_id)) if known is None else known
 
     # --- containers -------------------------------------------------------------------------------------------
 
@@ -216,13 +255,22 @@ class DockerEngine:
                 f"The bridge {network.bridge} of the isolated network is gone: the engine was started anew."
                 " The agent has to be restarted."
             )
-        with self._connection.client() as client:
+        series = spec.series if spec.may_join else ""
+        with self._connection.client() as client, self._namespaces.lent_to(series) as loan:
+            spec = replace(spec, namespace=loan.holder or spec.namespace)
             config = self._config(client, spec, network)
             try:
                 made = _created(client, spec, config)
+                self._never_started.add(made)
             except _NameTaken:
                 made = self._adopted(client, spec, config)
-            _refuse_if_different(client, self._describe(client, made), config)
+            found = self._describe(client, made)
+            joined = joined_namespace(found)
+            if _ever_started(found):
+                # It is where it was when its agent ended, and the holder may be gone by now.
+                config = self._config(client, replace(spec, namespace=joined), network)
+            _refuse_if_different(client, found, config)
+            loan.container = made if joined == loan.holder else None
         return made
 
     def _ensured_network(self) -> NetworkFacts:
@@ -233,10 +281,9 @@ class DockerEngine:
 
     def _config(self, client: APIClient, spec: ContainerSpec, network: NetworkFacts) -> dict[str, Any]:
         try:
-            image = _image(client, spec.image_id)
+            volumes = self._volumes_of(client, spec.image_id)
         except NotFound as error:
             raise StartFailed("The image is no longer on this machine.") from error
-        volumes = (image.get("Config") or {}).get("Volumes") or {}
         return container_config(spec, agent=self._name, network=network, volumes=volumes, traits=self._traits)
 
     @cached_property
@@ -271,15 +318,32 @@ class DockerEngine:
         return labels(self._name, spec).items() <= present.items()
 
     def ensure_started(self, container: ContainerId) -> None:
-        """Start the container unless it ever started."""
+        """Start the container unless it ever started.
+
+        Raises NamespaceLost when it was to join a network namespace that is gone: it is removed, and has to be made again.
+        """
         with self._connection.client() as client:
-            try:
-                found = client.inspect_container(container)
-            except NotFound as error:
-                raise ContainerLost("The container is gone.") from error
-            if _ever_started(found):
+            if self._was_started(client, container):
                 return
-            _start(client, container)
+            try:
+                _start(client, container)
+            except (ContainerLost, StartFailed) as error:
+                if not self._namespaces.is_gone(container):
+                    raise
+                client.remove_container(container, v=True, force=True)
+                raise NamespaceLost(
+                    "The network namespace that the container was to join is gone."
+                ) from error
+
+    def _was_started(self, client: APIClient, container: ContainerId) -> bool:
+        """Ask the engine, unless this process made the container and has not tried to start it."""
+        if container in self._never_started:
+            self._never_started.discard(container)
+            return False
+        try:
+            return _ever_started(client.inspect_container(container))
+        except NotFound as error:
+            raise ContainerLost("The container is gone.") from error
 
     def inspect(self, container: ContainerId) -> ContainerReport | None:
         """Say how the container is; None when there is none."""
@@ -287,7 +351,10 @@ class DockerEngine:
             try:
                 report = report_of(client.inspect_container(container))
             except NotFound:
+                self._namespaces.left(container, ended_well=False)
                 return None
+            if report.phase is Phase.EXITED:
+                self._namespaces.left(container, ended_well=report.exit_code == 0)
             return with_its_end(
                 report, partial(_events, client), replays=lambda: not podman.is_podman(client)
             )
@@ -354,9 +421,11 @@ class DockerEngine:
                 # A conflict is another removal of the same container under way.
                 if error.status_code not in {_NOT_FOUND, _CONFLICT}:
                     raise
+        self._never_started.discard(container)
+        self._namespaces.left(container, ended_well=False)
 
     def list_containers(self) -> tuple[ContainerReport, ...]:
-        """List every container that has our label, but for the one that keeps the bridge."""
+        """List every container that has our label, but for those that keep the bridge and namespaces."""
         with self._connection.client() as client:
             listed = client.containers(all=True, filters={"label": f"{LABEL_NAME}={self._name}"})
             wanted = [entry for entry in listed if LABEL_KEEPER not in (entry.get("Labels") or {})]
@@ -386,12 +455,12 @@ class DockerEngine:
         return self._runs_of(response)
 
     def _runs_of(self, response: requests.Response) -> Iterator[RunId]:
-        with self._connection.client(), response:
+        with self._connection.errors(), response:
             for line in response.iter_lines(chunk_size=None):
                 run_id = _run_of_event(line)
                 if run_id is not None:
                     yield run_id
-        raise EngineUnreachable("The stream of engine events ended.")
+            raise EngineUnreachable("The stream of engine events ended.")
 
 
 class _NameTaken(Exception):
@@ -405,9 +474,8 @@ def _parsed(reference: str) -> ImageName:
     return image
 
 
-def _image(client: APIClient, reference: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = client.inspect_image(reference)  # type: ignore[no-untyped-call]
-    return found
+def _declared_volumes(image: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple((image.get("Config") or {}).get("Volumes") or ())
 
 
 def _image_ids(client: APIClient) -> frozenset[str]:
@@ -436,6 +504,8 @@ def _created(client: APIClient, spec: ContainerSpec, config: Mapping[str, Any]) 
     except APIError as error:
         if error.status_code == _CONFLICT or "already in use" in str(error.explanation):
             raise _NameTaken from error
+        if "no such image" in str(error.explanation).lower():
+            raise StartFailed("The image is no longer on this machine.") from error
         raise _start_failure("created", error) from error
     return ContainerId(str(made["Id"]))
 

@@ -15,12 +15,10 @@ from node_agent.domain.container import ContainerLimits, ContainerSpec, NetworkF
 from node_agent.errors import ConfigError, StartFailed
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.network import bridge_is_here
-from node_agent.runtime.own_python import ensured_empty_image, own_python, own_python_mounts
+from node_agent.runtime.own_python import SLEEP, ensured_empty_image, own_python, own_python_mounts
 from node_agent.runtime.podman import is_podman
 from node_agent.runtime.spec import LABEL_KEEPER, LABEL_NAME, container_config
 from node_agent.runtime.traits import traits_of
-
-_SLEEP = "import signal; signal.pause()"
 
 
 class Keeper:
@@ -111,7 +109,7 @@ class Keeper:
             environment={},
             mounts=() if self._image else own_python_mounts(),
             limits=self._limits,
-            command=(python, "-I", "-S", "-c", _SLEEP),
+            command=(python, *SLEEP),
         )
         config = container_config(spec, agent=self._agent, network=network, traits=traits_of(client))
         return {**config, "Labels": {LABEL_NAME: self._agent, LABEL_KEEPER: "true"}}

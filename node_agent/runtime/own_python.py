@@ -21,6 +21,10 @@ EMPTY_TAG = "latest"
 """The one tag that Podman gives an imported image, whatever it is asked for."""
 
 
+SLEEP = ("-I", "-S", "-c", "import signal; signal.pause()")
+"""What Python does in a container that is only there to be there."""
+
+
 def own_python() -> str:
     """Give the program that runs this agent, without the virtual environment around it."""
     named = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")

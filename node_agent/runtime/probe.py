@@ -8,15 +8,16 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from socket import AF_INET, SO_REUSEADDR, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, socket
 from typing import Any, Self
 
-from node_agent.domain.container import ContainerLimits, ContainerSpec, NetworkFacts
+from node_agent.domain.container import ContainerLimits, ContainerSpec, NetworkFacts, Phase
 from node_agent.domain.run import ContainerId
 from node_agent.errors import EngineUnreachable, StartFailed
 from node_agent.runtime import probe_inside
@@ -96,14 +97,39 @@ class ProbePlan:
     """Of this machine; None looks them up."""
 
 
+def _none_ready() -> None:
+    return
+
+
+def _at_once(action: Callable[[], None]) -> None:
+    action()
+
+
 def probe_isolation(
-    connection: EngineConnection, engine: DockerEngine, network: NetworkFacts, plan: ProbePlan
+    connection: EngineConnection,
+    engine: DockerEngine,
+    network: NetworkFacts,
+    plan: ProbePlan,
+    *,
+    ready: Callable[[], ContainerId | None] = _none_ready,
+    clear: Callable[[Callable[[], None]], None] = _at_once,
 ) -> ProbeReport:
-    """Look around from inside a container like a run's, and report what is not closed."""
+    """Look around from inside a container like a run's, and report what is not closed.
+
+    *ready* gives the container whose network namespace runs join: that one is looked around in; without it, one of the
+    probe's own. *clear* says when the containers are removed.
+    """
     try:
-        with _Canary() as canary, _probes(connection, engine, plan) as probes:
-            neighbour = probes.start_neighbour(network)
-            seen = probes.look(_doors(network, plan, canary, neighbour))
+        with (
+            _Canary() as canary,
+            _probes(connection, engine, plan, clear) as probes,
+            ThreadPoolExecutor(1, "probe") as beside,
+        ):
+            starting = beside.submit(probes.start_neighbour, network)
+            namespace = ready()
+            doors = _doors(network, plan, canary, neighbour=starting.result())
+            seen = probes.look(doors, namespace)
+            probes.confirm_neighbour()
             return ProbeReport(tuple(judge(seen, canary.heard(), plan)))
     except StartFailed as error:
         return ProbeReport((_not_carried_out(str(error)),))
@@ -159,7 +185,7 @@ class _Canary:
         return frozenset(keys)
 
 
-def _doors(network: NetworkFacts, plan: ProbePlan, canary: _Canary, neighbour: str) -> dict[str, Any]:
+def _doors(network: NetworkFacts, plan: ProbePlan, canary: _Canary, *, neighbour: str) -> dict[str, Any]:
     found = host_addresses() if plan.addresses is None else plan.addresses
     addresses = sorted({network.gateway, *found})
     tcp: dict[str, tuple[str, int]] = {f"host {a}": (a, canary.tcp_port) for a in addresses}
@@ -181,12 +207,17 @@ def _doors(network: NetworkFacts, plan: ProbePlan, canary: _Canary, neighbour: s
 
 
 @contextmanager
-def _probes(connection: EngineConnection, engine: DockerEngine, plan: ProbePlan) -> Iterator["_Probes"]:
+def _probes(
+    connection: EngineConnection,
+    engine: DockerEngine,
+    plan: ProbePlan,
+    clear: Callable[[Callable[[], None]], None],
+) -> Iterator["_Probes"]:
     probes = _Probes(connection, engine, plan)
     try:
         yield probes
     finally:
-        probes.remove()
+        clear(probes.remove)
 
 
 class _Probes:
@@ -202,14 +233,20 @@ class _Probes:
 
     def start_neighbour(self, network: NetworkFacts) -> str:
         """Start the container that listens; give its address."""
-        container = self._start("neighbour", {"do": "listen", "port": NEIGHBOUR_PORT})
+        self._neighbour = self._start("neighbour", {"do": "listen", "port": NEIGHBOUR_PORT}, namespace=None)
         with self._connection.client() as client:
-            found = client.inspect_container(container)
+            found = client.inspect_container(self._neighbour)
         return str(found["NetworkSettings"]["Networks"][network.name]["IPAddress"])
 
-    def look(self, doors: Mapping[str, Any]) -> Mapping[str, Any]:
+    def confirm_neighbour(self) -> None:
+        """Make sure that it was there all the time: whoever has ended cannot be reached by anybody."""
+        report = self._engine.inspect(self._neighbour)
+        if report is None or report.phase is not Phase.RUNNING:
+            raise StartFailed("the container that must not be reached ended too soon.")
+
+    def look(self, doors: Mapping[str, Any], namespace: ContainerId | None) -> Mapping[str, Any]:
         """Let the second container look around; give what it saw."""
-        container = self._start("look", doors)
+        container = self._start("look", doors, namespace=namespace)
         with self._connection.client() as client:
             code = client.wait(container, timeout=SECONDS)["StatusCode"]
         text = io.BytesIO()
@@ -236,8 +273,9 @@ class _Probes:
             return [ContainerId(entry["Id"]) for entry in listed]
         return []
 
-    def _start(self, part: str, asked: Mapping[str, Any]) -> ContainerId:
-        container = self._engine.ensure_container(self._spec(part, asked))
+    def _start(self, part: str, asked: Mapping[str, Any], *, namespace: ContainerId | None) -> ContainerId:
+        spec = replace(self._spec(part, asked), namespace=namespace)
+        container = self._engine.ensure_container(spec)
         self._made.append(container)
         self._engine.ensure_started(container)
         return container

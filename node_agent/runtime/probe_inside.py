@@ -19,7 +19,7 @@ Answers = dict[str, str]
 Door = tuple[str, int]
 Waiting = selectors.BaseSelector
 
-LISTENER_SECONDS = 20
+LISTENER_SECONDS = 60
 PATIENCE = 0.4
 _CGROUPS = "/sys/fs/cgroup"
 _CGROUP_FILES = {

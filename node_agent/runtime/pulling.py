@@ -13,6 +13,8 @@ from node_agent.domain.policy import DIGEST, ImageName
 from node_agent.errors import EngineDiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
 from node_agent.runtime.connection import one_line, readable
 
+_UP_TO_DATE = "Status: Image is up to date"
+_FETCHING = frozenset({"Pulling fs layer", "Downloading", "Download complete", "Pull complete"})
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 _REGISTRY_AWAY = (
     "no such host",
@@ -102,6 +104,10 @@ class PullStory:
     reference: str
     account: str = ""
     digest: str | None = None
+    is_up_to_date: bool = False
+    """The engine had under this name what the registry has."""
+    has_fetched: bool = False
+    """A layer came that was not on this machine: so no image was that has it."""
     _layers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -118,6 +124,8 @@ class PullStory:
         if "error" in said or "errorDetail" in said:
             raise refusal(self.reference, _complaint(said), account=self.account)
         status = str(said.get("status", ""))
+        self.is_up_to_date = self.is_up_to_date or status.startswith(_UP_TO_DATE)
+        self.has_fetched = self.has_fetched or status in _FETCHING
         if status.startswith("Digest: "):
             self.digest = status.removeprefix("Digest: ").strip()
         elif status == "Downloading":

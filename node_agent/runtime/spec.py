@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
+from node_agent.domain.run import ContainerId
 
 LABEL_NAME = "node-agent.name"
 LABEL_RUN = "node-agent.run"
 LABEL_PROBE = "node-agent.probe"
 LABEL_KEEPER = "node-agent.keeper"
+HOLDER = "namespace"
+"""What the label of a keeper says that keeps a network namespace ready, and not the bridge."""
 
 PROXY_HOST = "proxyserver"
 LOG_OPTIONS = {"max-size": "100m", "max-file": "2"}
@@ -68,8 +71,9 @@ def container_config(
         # A check of the image's author would be one more process that nobody reads.
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": _host_config(spec, network, tuple(volumes), traits or EngineTraits()),
-        "NetworkingConfig": {"EndpointsConfig": {network.name: _endpoint(spec)}},
     }
+    if spec.namespace is None:
+        config["NetworkingConfig"] = {"EndpointsConfig": {network.name: _endpoint(spec)}}
     if spec.user is not None:
         config["User"] = "{}:{}".format(*spec.user)
     if spec.command is not None:
@@ -99,10 +103,9 @@ def _host_config(
     return {
         **_confinement(spec, traits),
         **_limits(spec.limits, traits),
-        **_names(spec, network),
+        **_network(spec, network),
         **({"DeviceRequests": [dict(ALL_GPUS)]} if spec.gpus else {}),
         **({"Sysctls": dict(traits.sysctls)} if traits.sysctls else {}),
-        "NetworkMode": network.name,
         "Mounts": [*map(_bind, spec.mounts), *_tmpfs_for_volumes(spec, volumes)],
         # Exec is left on: R and numba compile into /tmp and load what they compiled.
         "Tmpfs": dict.fromkeys(
@@ -158,10 +161,23 @@ def _ulimit(name: str, value: int) -> dict[str, Any]:
     return {"Name": name, "Soft": value, "Hard": value}
 
 
-def _names(spec: ContainerSpec, network: NetworkFacts) -> dict[str, Any]:
+_JOINED = "container:"
+
+
+def joined_namespace(found: Asked) -> ContainerId | None:
+    """Read whose network namespace a container has joined; None when it has its own."""
+    mode = str((found.get("HostConfig") or {}).get("NetworkMode") or "")
+    return ContainerId(mode.removeprefix(_JOINED)) if mode.startswith(_JOINED) else None
+
+
+def _network(spec: ContainerSpec, network: NetworkFacts) -> dict[str, Any]:
+    if spec.namespace is not None:
+        # Names come with the namespace.
+        return {"NetworkMode": f"{_JOINED}{spec.namespace}"}
     hosts = {**spec.hosts, **dict.fromkeys((*spec.gateway_names, PROXY_HOST), network.gateway)}
     # A name server that nobody runs: the engine's own one passes outside names on even from an internal network.
     return {
+        "NetworkMode": network.name,
         "Dns": ["127.0.0.1"],
         "DnsSearch": ["."],
         "DnsOptions": ["timeout:1", "attempts:1"],
@@ -327,7 +343,7 @@ def _source_of(mount: Asked) -> str:
 
 
 def _different_networks(asked: Asked, found: Asked) -> list[str]:
-    wanted = set(asked["NetworkingConfig"]["EndpointsConfig"])
+    wanted = set((asked.get("NetworkingConfig") or {}).get("EndpointsConfig") or ())
     made = set(found.get("NetworkSettings", {}).get("Networks") or ())
     return [] if wanted == made else [f"the networks are {_shown(made)} instead of {_shown(wanted)}"]
 

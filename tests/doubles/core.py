@@ -45,6 +45,7 @@ from node_agent.errors import (
     ImageMissing,
     InputUnreadable,
     KeyMissing,
+    NamespaceLost,
     RegistryUnreachable,
     RunClosed,
 )
@@ -371,6 +372,8 @@ class EngineBook:
         self.boxes: dict[ContainerId, Box] = {}
         self.starts: dict[RunId, int] = defaultdict(int)
         self.made = 0
+        self.without_namespace: set[ContainerId] = set()
+        """Containers whose network namespace is gone before their start."""
         self.faults = Faults()
 
     def find_image(self, reference: str) -> PinnedImage | None:
@@ -382,8 +385,14 @@ class EngineBook:
         return self.registry[reference].digest or ""
 
     def pull_image(
-        self, reference: str, *, wanted: Callable[[], bool], progress: Callable[[PullProgress], None]
+        self,
+        reference: str,
+        *,
+        wanted: Callable[[], bool],
+        progress: Callable[[PullProgress], None],
+        here: PinnedImage | None = None,
     ) -> PinnedImage:
+        del here
         self.faults.meet("pull_image")
         if self.registry_away:
             raise RegistryUnreachable("The registry does not answer.")
@@ -409,6 +418,9 @@ class EngineBook:
         self.faults.meet("ensure_started")
         if container not in self.boxes:
             raise ContainerLost("The container is gone.")
+        if container in self.without_namespace:
+            self.remove(container)
+            raise NamespaceLost("The network namespace is gone.")
         box = self.boxes[container]
         if box.phase is Phase.CREATED:
             box.phase = Phase.RUNNING

@@ -132,8 +132,14 @@ class FakeRuntime:
         return digest
 
     def pull_image(
-        self, reference: str, *, wanted: Callable[[], bool], progress: Callable[[PullProgress], None]
+        self,
+        reference: str,
+        *,
+        wanted: Callable[[], bool],
+        progress: Callable[[PullProgress], None],
+        here: PinnedImage | None = None,
     ) -> PinnedImage:
+        del here
         self.pulled.append(reference)
         if not wanted():
             raise RunClosed(f"The pull of {reference} was called off.")

@@ -4,15 +4,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from docker.models.containers import Container
 
+from node_agent.domain.run import ContainerId
 from node_agent.runtime.firewall import FirewallFacts, ensure_firewall, remove_firewall
 from node_agent.runtime.network import IsolatedNetwork, prepare_network
 from node_agent.runtime.probe import Check, ProbePlan, probe_isolation
+from node_agent.runtime.spec import LABEL_NAME, LABEL_PROBE
 from node_agent.runtime.subnets import host_addresses
 from tests.integration.machine import LIMITS, USER, Machine
 from tests.lab.registry import registry
@@ -68,9 +72,14 @@ def plan(place: Machine, proxy_port: int | None, **changes: object) -> ProbePlan
     return replace(asked, **changes)
 
 
-def checks(place: Machine, asked: ProbePlan) -> list[Check]:
-    report = probe_isolation(place.connection, place.engine, place.facts, asked)
+def checks(place: Machine, asked: ProbePlan, **how: Any) -> list[Check]:
+    report = probe_isolation(place.connection, place.engine, place.facts, asked, **how)
     return [finding.check for finding in report.findings]
+
+
+def probes_of(place: Machine) -> list[Container]:
+    mark = {"label": [f"{LABEL_NAME}={place.name}", LABEL_PROBE]}
+    return place.client.containers.list(all=True, filters=mark, ignore_removed=True)
 
 
 # --- a hostile algorithm --------------------------------------------------------------------------------------
@@ -248,6 +257,41 @@ def test_the_probe_can_use_an_image_instead_of_the_agents_own_python(place: Mach
 def test_a_probe_that_cannot_be_carried_out_proves_nothing(place: Machine, proxy: int) -> None:
     assert checks(place, plan(place, proxy, image="no/such:image")) == [Check.PROBE]
     assert place.engine.list_containers() == ()
+
+
+def test_the_probe_looks_around_in_the_namespace_that_runs_join(place: Machine, proxy: int) -> None:
+    inside = place.start(1, "import time; time.sleep(60)")
+    outside = place.client.containers.run(
+        place.image_id, environment={"DO": "import time; time.sleep(60)"}, network_mode="bridge", detach=True
+    )
+    try:
+        assert checks(place, plan(place, proxy), ready=lambda: inside) == []
+        found = checks(place, plan(place, None), ready=lambda: ContainerId(outside.id))
+        assert Check.HOST in found
+    finally:
+        outside.remove(force=True)
+        place.engine.remove(inside)
+
+
+def test_a_neighbour_that_ended_too_soon_proves_nothing(place: Machine, proxy: int) -> None:
+    def end_it() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for running in (found for found in probes_of(place) if found.status == "running"):
+                running.kill()
+                return
+            time.sleep(0.02)
+
+    assert checks(place, plan(place, proxy), ready=end_it) == [Check.PROBE]
+    assert probes_of(place) == []
+
+
+def test_what_the_probe_made_may_go_later(place: Machine, proxy: int) -> None:
+    later: list[Callable[[], None]] = []
+    assert checks(place, plan(place, proxy), clear=later.append) == []
+    assert len(probes_of(place)) == 2
+    later.pop()()
+    assert probes_of(place) == []
 
 
 def test_the_probe_looks_through_every_address_of_the_host(place: Machine) -> None:

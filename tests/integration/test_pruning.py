@@ -79,8 +79,17 @@ class Shelf:
     def pull(self, reference: str) -> PulledImage:
         return noted(reference, self.pinned(reference))
 
-    def pinned(self, reference: str) -> PinnedImage:
-        return self.place.engine.pull_image(reference, wanted=lambda: True, progress=lambda _: None)
+    def move(self, reference: str, *, to: str) -> str:
+        """Have a name mean the local image *to* in the registry, and there alone; give its digest."""
+        before = self.place.client.images.get(reference)
+        pushed = self.shop.push(self.place.client, to, reference.partition("/")[2])
+        before.tag(*reference.rsplit(":", 1))
+        return pushed.digest
+
+    def pinned(self, reference: str, here: PinnedImage | None = None) -> PinnedImage:
+        return self.place.engine.pull_image(
+            reference, wanted=lambda: True, progress=lambda _: None, here=here
+        )
 
     def has(self, image_id: str) -> bool:
         try:
@@ -128,6 +137,27 @@ def test_an_image_the_owner_has_under_another_name_is_not_new(shelf: Shelf) -> N
     shelf.place.client.images.get(first.image_id).tag(f"{shelf.prefix}-owner", "1")
     shelf.place.client.images.remove(reference)
     assert not shelf.pinned(reference).is_new
+
+
+def test_a_name_that_means_what_it_did_is_not_looked_up_again(shelf: Shelf) -> None:
+    reference = shelf.offer("a")
+    first = shelf.pinned(reference)
+    here = shelf.place.engine.find_image(reference)
+    assert here == replace(first, is_new=False)
+    assert shelf.pinned(reference, here=here) is here
+
+
+def test_a_name_that_moved_brings_something_new_unless_its_content_was_here(shelf: Shelf) -> None:
+    reference = shelf.offer("a")
+    one = shelf.pinned(reference)
+    shelf.place.client.images.get(one.image_id).tag(f"{shelf.prefix}-owner", "1")
+    other = small_image(shelf.place.client, shelf.place.name, f"{shelf.prefix}other")
+    moved = shelf.move(reference, to=other)
+    shelf.place.client.images.remove(other)
+    two = shelf.pinned(reference, here=one)
+    assert (two.digest, two.is_new) == (moved, True)
+    shelf.move(reference, to=f"{shelf.prefix}-owner:1")
+    assert shelf.pinned(reference, here=two) == replace(one, is_new=False)
 
 
 def test_a_pulled_image_goes_with_all_its_names(shelf: Shelf) -> None:

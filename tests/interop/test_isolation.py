@@ -138,9 +138,7 @@ def siege(real: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sie
         victim.reached("active")
         (container,) = agent.containers()
         eventually(lambda: b"listening" in container.logs(), within=20, what="the victim")
-        container.reload()
-        (network,) = container.attrs["NetworkSettings"]["Networks"].values()
-        yield Siege(agent, victim, network["IPAddress"], folder / "patients.csv")
+        yield Siege(agent, victim, agent.address_of(container), folder / "patients.csv")
         victim.kill()
 
 

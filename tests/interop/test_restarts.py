@@ -64,11 +64,29 @@ def test_runs_outlive_a_power_cut_of_the_agent_and_start_once(real: Stage, agent
     ends_meanwhile, ends_later = real.submit(working(3)), real.submit(working(12))
     ends_meanwhile.reached("active")
     ends_later.reached("active")
+    joined = {agent.holder_of(container) for container in agent.containers()}
+    left = {holder.id for holder in agent.holders()}
     agent.kill()
     time.sleep(AWAY_SECONDS)
     agent.start()
+    kept = {holder.id for holder in agent.holders()}
+    assert kept & left == joined & kept, (
+        "of the namespaces kept ready, only those of running runs are taken over"
+    )
     assert ends_meanwhile.result() == {"starts": 1}
     assert ends_later.result() == {"starts": 1}
+
+
+def test_a_run_whose_network_namespace_is_taken_away_still_ends_as_it_ends(
+    real: Stage, agent: AgentProcess
+) -> None:
+    task = real.submit(working(4))
+    task.reached("active")
+    for holder in agent.holders():
+        holder.remove(force=True)
+    assert task.result() == {"starts": 1}
+    # whoever comes next finds no namespace, or a new one
+    assert real.submit(working(0)).result() == {"starts": 1}
 
 
 def test_a_stopped_agent_leaves_its_container_running_and_adopts_it(real: Stage, agent: AgentProcess) -> None:

@@ -260,7 +260,7 @@ def ctrl_c_reaches_children() -> Iterator[None]:
 
 
 def containers_of(both: Sandboxes, organization: str) -> list[Any]:
-    label = f"node-agent.name=sandbox-{both.first}-{organization}"
+    label = [f"node-agent.name=sandbox-{both.first}-{organization}", "node-agent.run"]
     found: list[Any] = both.docker.containers.list(ignore_removed=True, filters={"label": label})
     return found
 

@@ -26,10 +26,17 @@ from tests.ports import free_port
 READY_SECONDS = 40
 STOP_SECONDS = 20
 LABEL = "node-agent.name"
+KEEPER = "node-agent.keeper"
+PROBE = "node-agent.probe"
 
 
 class AgentError(Exception):
     """The agent did not do what was asked; the text holds the end of its log."""
+
+
+def _surroundings() -> dict[str, str]:
+    """Return the variables of this process, but for one: an installed agent has its byte code, and need not compile."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +125,7 @@ class AgentProcess:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self.before, sys.executable, "-m", "node_agent", "run", "-c", str(self.config_file)],
-                env=os.environ | self.environment,
+                env=_surroundings() | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -210,7 +217,26 @@ class AgentProcess:
     # --- cleaning up ------------------------------------------------------------------------------------------
 
     def containers(self, *, everything: bool = True) -> list[Any]:
-        """Return the containers with this agent's label."""
+        """Return the containers with this agent's label, but for those that keep its network ready or probe it."""
+        return [found for found in self._labelled(everything) if not {KEEPER, PROBE} & set(found.labels)]
+
+    def holders(self) -> list[Any]:
+        """Return the containers that keep a network namespace ready."""
+        return [found for found in self._labelled() if KEEPER in found.labels]
+
+    def holder_of(self, container: Any) -> str:
+        """Return the id of the container whose network namespace a run has joined; empty when it has its own."""
+        mode = str(container.attrs["HostConfig"]["NetworkMode"])
+        return mode.removeprefix("container:") if mode.startswith("container:") else ""
+
+    def address_of(self, container: Any) -> str:
+        """Return the address of a run's container in the isolated network."""
+        with contextlib.closing(self.engine()) as client:
+            found = client.api.inspect_container(self.holder_of(container) or container.id)
+        (network,) = found["NetworkSettings"]["Networks"].values()
+        return str(network["IPAddress"])
+
+    def _labelled(self, everything: bool = True) -> list[Any]:
         with contextlib.closing(self.engine()) as client:
             found: list[Any] = client.containers.list(
                 all=everything, ignore_removed=True, filters={"label": f"{LABEL}={self.name}"}
@@ -226,7 +252,7 @@ class AgentProcess:
         if self._process is not None and self._process.poll() is None:
             self.kill()
         with contextlib.suppress(docker.errors.DockerException):
-            for container in self.containers():
+            for container in self._labelled():
                 container.remove(force=True, v=True)
         self.command("network", "remove")
         shutil.rmtree(self.folder, ignore_errors=True)

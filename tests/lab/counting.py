@@ -121,11 +121,12 @@ def nothing_is_left(agent: AgentProcess) -> bool:
 def left_in_engine(agent: AgentProcess) -> dict[str, int]:
     """Count what the engine still has of an agent's runs."""
     ours = {"label": f"{LABEL}={agent.name}"}
+    kept_ready = {holder.id for holder in agent.holders()}
     with contextlib.closing(agent.engine()) as client:
         networks = [client.api.inspect_network(network.id) for network in client.networks.list(filters=ours)]
         return {
-            "containers": len(client.containers.list(all=True, ignore_removed=True, filters=ours)),
-            "endpoints": sum(len(network["Containers"]) for network in networks),
+            "containers": len(agent.containers()),
+            "endpoints": sum(len(network["Containers"].keys() - kept_ready) for network in networks),
             "volumes": len(client.volumes.list(filters=ours)),
         }
 

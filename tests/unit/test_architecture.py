@@ -23,6 +23,7 @@ LOOP = {
     "clocks",
     "company",
     "contracts",
+    "earlytokens",
     "housekeeping",
     "inputs",
     "outbox",
@@ -176,7 +177,7 @@ def test_each_library_has_its_owner(path: Path) -> None:
     assert foreign == set()
 
 
-@in_rooms(CORE | (LOOP - {"pool"}))
+@in_rooms(CORE | (LOOP - {"pool", "earlytokens"}))
 def test_the_loop_and_the_core_start_no_thread(path: Path) -> None:
     assert packages_used(path) & {"threading", "concurrent", "multiprocessing", "asyncio"} == set()
 

@@ -78,6 +78,26 @@ def test_a_story_remembers_the_announced_digest() -> None:
     assert story.digest == DIGEST
 
 
+def test_a_story_knows_when_the_name_meant_this_content_before() -> None:
+    story = PullStory("x:1")
+    story.read(line(status="Status: Image is up to date for x:1"))
+    assert story.is_up_to_date
+    assert not story.has_fetched
+    newer = PullStory("x:1")
+    newer.read(line(status="Status: Downloaded newer image for x:1"))
+    assert not newer.is_up_to_date
+
+
+def test_only_a_layer_that_was_not_here_counts_as_fetched() -> None:
+    story = PullStory("x:1")
+    for status in ("Pulling from x", "Already exists", f"Digest: {DIGEST}", "Status: Image is up to date"):
+        story.read(line(status=status, id="a"))
+    assert not story.has_fetched
+    story.read(line(status="Pulling fs layer", id="b"))
+    story.read(line(status="Already exists", id="c"))
+    assert story.has_fetched
+
+
 def test_an_error_in_the_middle_of_a_story_is_raised() -> None:
     with pytest.raises(ImageMissing, match="manifest unknown"):
         PullStory("x:1").read(line(errorDetail={"message": "manifest unknown"}, error="manifest unknown"))

@@ -3,8 +3,8 @@ import copy
 import pytest
 
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
-from node_agent.domain.run import RunId
-from node_agent.runtime.spec import EngineTraits, container_config, differences
+from node_agent.domain.run import ContainerId, RunId
+from node_agent.runtime.spec import EngineTraits, container_config, differences, joined_namespace
 
 NETWORK = NetworkFacts(
     id="n", name="node-agent-alpha", bridge="na-1", subnet="10.213.1.0/24", gateway="10.213.1.1"
@@ -73,6 +73,49 @@ def test_a_container_gets_nothing_that_was_not_asked_for():
     assert host["RestartPolicy"]["Name"] == "no"
     assert host["AutoRemove"] is False
     assert host["Devices"] == []
+
+
+def test_a_container_that_joins_a_namespace_has_no_network_and_no_names_of_its_own():
+    own, joined = config(), config(namespace=ContainerId("holder"))
+    assert joined["HostConfig"]["NetworkMode"] == "container:holder"
+    assert "NetworkingConfig" not in joined
+    of_the_network = {"NetworkMode", "Dns", "DnsSearch", "DnsOptions", "ExtraHosts"}
+    assert own["HostConfig"].keys() - joined["HostConfig"].keys() == of_the_network - {"NetworkMode"}
+    for key in own["HostConfig"].keys() - of_the_network:
+        assert joined["HostConfig"][key] == own["HostConfig"][key]
+
+
+def test_a_container_in_another_namespace_than_asked_is_refused():
+    asked = config(namespace=ContainerId("holder"))
+    made = engine_says(asked)
+    made["NetworkSettings"] = {"Networks": {}}
+    assert differences(asked, made) == []
+    assert joined_namespace(made) == "holder"
+    made["HostConfig"]["NetworkMode"] = "host"
+    assert differences(asked, made) == ["the network is host instead of container:holder"]
+    assert joined_namespace(made) is None
+
+
+def test_a_container_that_joined_and_has_a_network_besides_is_refused():
+    asked = config(namespace=ContainerId("holder"))
+    assert len(differences(asked, engine_says(asked))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [
+        ({}, True),
+        ({"series": ""}, False),
+        ({"writable_root": True}, False),
+        ({"capabilities": ("NET_RAW",)}, False),
+        ({"user": None}, False),
+        ({"hosts": {"wiki": "10.0.0.1"}}, False),
+        ({"gateway_names": ("db",)}, False),
+        ({"address": "10.213.1.9"}, False),
+    ],
+)
+def test_only_a_run_without_rights_and_names_of_its_own_may_join(changes, may):
+    assert spec(**{"series": "average for me", **changes}).may_join is may
 
 
 def test_the_limits_are_set_and_swap_gives_no_more_memory():

@@ -1,6 +1,6 @@
 """The steps: each repeatable, each with the ports it needs and no more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from node_agent.domain.lifecycle import Advance, StepResult, Wait
 from node_agent.domain.policy import Policy, Restriction
 from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.service import entrances
-from node_agent.domain.task import DatabaseRequest, OrganizationId
+from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
 from node_agent.errors import (
     BlobUnreadable,
     ContainerLost,
@@ -373,6 +373,41 @@ def test_a_container_that_is_gone_before_its_start_is_lost(bench: Bench) -> None
 
 
 # --- observe --------------------------------------------------------------------------------------------------
+
+
+def test_a_container_whose_network_namespace_is_gone_before_its_start_is_made_again(bench: Bench) -> None:
+    run = bench.go("create", bench.go("pull", bench.go("admit", make_run(1))))
+    assert run.container is not None
+    bench.engine.without_namespace.add(run.container)
+    started = bench.go("start", run)
+    assert (started.state, started.container) == (State.RUNNING, ContainerId("container-2"))
+    assert started.token_hash
+    assert bench.engine.box_of(RUN).phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("others", "are_one_series"),
+    [
+        ({}, True),
+        ({"init_user_id": 8}, False),
+        ({"init_org_id": OrganizationId(9)}, False),
+        ({"init_user_name": "ann"}, False),
+        ({"id": TaskId(77)}, True),
+    ],
+)
+def test_runs_of_one_image_for_one_person_are_a_series(
+    others: Mapping[str, Any], are_one_series: bool
+) -> None:
+    asked = make_task(1, init_user_id=7, init_org_id=OrganizationId(3))
+    run = make_run(1, task=asked, image_id="image-1")
+    other = make_run(1, task=replace(asked, **others), image_id="image-1")
+    assert (steps.series_of(run) == steps.series_of(other)) is are_one_series
+    assert steps.series_of(run) != steps.series_of(replace(run, image_id="image-2"))
+
+
+def test_runs_of_nobody_in_particular_are_no_series() -> None:
+    task = make_task(1, init_user_id=None, init_user_name=None)
+    assert steps.series_of(make_run(1, task=task, image_id="image-1")) == ""
 
 
 def test_a_running_container_is_left_alone(bench: Bench) -> None:
