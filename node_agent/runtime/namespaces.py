@@ -35,7 +35,7 @@ from node_agent.runtime.traits import traits_of
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 30.0
+LOOK_SECONDS = 120.0
 """How often it is looked whether the holders still run, while no run comes or goes."""
 STOP_SECONDS = 10.0
 _ENDED = frozenset({"exited", "dead", "removing"})

@@ -8,8 +8,8 @@ import contextlib
 import secrets
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +17,7 @@ import docker
 
 from node_agent.domain import contract
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
+from node_agent.domain.run import ContainerId
 from node_agent.runtime.connection import EngineConnection
 from node_agent.runtime.network import IsolatedNetwork
 from node_agent.runtime.spec import container_config
@@ -39,6 +40,8 @@ class ByHand:
     client: docker.DockerClient
     network: NetworkFacts
     image_id: str
+    namespace: ContainerId | None = None
+    """The container whose network namespace they join; None: each gets its own."""
 
     @classmethod
     def beside(cls, agent: AgentProcess, client: docker.DockerClient, image: str) -> "ByHand":
@@ -46,31 +49,50 @@ class ByHand:
         network = IsolatedNetwork(agent.name, EngineConnection()).ensure_network()
         return cls(client, network, client.images.get(image).id or "")
 
+    @contextlib.contextmanager
+    def joining(self) -> Iterator["ByHand"]:
+        """Have them join a network namespace that is there already, as the agent's runs do."""
+        spec = replace(self._spec({}, ()), command=("sleep", "infinity"))
+        holder = ContainerId(self._created(spec))
+        try:
+            self.client.api.start(holder)
+            yield replace(self, namespace=holder)
+        finally:
+            self.client.api.remove_container(holder, force=True, v=True)
+
     def run(self, *, environment: Mapping[str, str] | None = None, mounts: tuple[Mount, ...] = ()) -> float:
         """Create, start, wait, read the log; return the seconds. Taking the container away is not counted."""
-        spec = ContainerSpec(
-            name=f"{LABEL}-{secrets.token_hex(6)}",
-            run_id=None,
-            image_id=self.image_id,
-            user=USER,
-            groups=(),
-            environment=contract.encoded(environment or {"OUTPUT_FILE": "/tmp/output"}),
-            mounts=mounts,
-            limits=LIMITS,
-        )
+        spec = self._spec(environment or {"OUTPUT_FILE": "/tmp/output"}, mounts)
         try:
             return self._timed(spec)
         finally:
             with contextlib.suppress(docker.errors.NotFound):
                 self.client.api.remove_container(spec.name, force=True, v=True)
 
-    def _timed(self, spec: ContainerSpec) -> float:
+    def _spec(self, environment: Mapping[str, str], mounts: tuple[Mount, ...]) -> ContainerSpec:
+        return ContainerSpec(
+            name=f"{LABEL}-{secrets.token_hex(6)}",
+            run_id=None,
+            image_id=self.image_id,
+            user=USER,
+            groups=(),
+            environment=contract.encoded(environment),
+            mounts=mounts,
+            limits=LIMITS,
+            namespace=self.namespace,
+        )
+
+    def _created(self, spec: ContainerSpec) -> str:
         config = container_config(spec, agent=LABEL, network=self.network)
-        started = time.monotonic()
         made = self.client.api.create_container_from_config(config, name=spec.name)  # type: ignore[no-untyped-call]
-        self.client.api.start(made["Id"])
-        code = self.client.api.wait(made["Id"])["StatusCode"]
-        length = sum(map(len, self.client.api.logs(made["Id"], stream=True)))
+        return str(made["Id"])
+
+    def _timed(self, spec: ContainerSpec) -> float:
+        started = time.monotonic()
+        made = self._created(spec)
+        self.client.api.start(made)
+        code = self.client.api.wait(made)["StatusCode"]
+        length = sum(map(len, self.client.api.logs(made, stream=True)))
         took = time.monotonic() - started
         if code != 0:
             raise BenchError(f"by hand the container ended with {code} and {length} bytes of log")

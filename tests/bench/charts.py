@@ -18,6 +18,7 @@ COLORS = {
     "agent": "#2563a8",
     "vantage6_node": "#d98324",
     "engine": "#6b7280",
+    "engine_joining": "#6b7280",
     "docker_run": "#a8adb5",
     "by_hand": "#6b7280",
 }
@@ -25,6 +26,7 @@ TITLES = {
     "agent": "our agent",
     "vantage6_node": "vantage6's own node",
     "engine": "bare engine",
+    "engine_joining": "bare engine, joining",
     "docker_run": "docker run",
     "by_hand": "by hand",
 }

@@ -26,6 +26,8 @@ STORED_SECONDS = 0.01
 LOOK_SECONDS = 0.25
 BOOKS_SECONDS = 0.1
 BOOKS_PATIENCE = 10
+NODE_SECONDS = 90
+NODE_LOOK_SECONDS = 0.02
 NAMESPACE = "/tasks"
 HTTP_SECONDS = 600
 
@@ -149,6 +151,23 @@ class Researcher:
         authorization = {"Authorization": f"Bearer {token}"}
         client.connect(self._server.root, headers=authorization, namespaces=[NAMESPACE])
         return client
+
+    # --- nodes ------------------------------------------------------------------------------------------------
+
+    def await_node(self, organization: str, *, online: bool, within: float = NODE_SECONDS) -> float:
+        """Wait until the server shows an organization's node online, or not any more; return when it did."""
+        deadline = time.time() + within
+        while self._is_online(organization) is not online:
+            if time.time() > deadline:
+                raise BenchError(f"the server never showed the node of {organization} as expected")
+            time.sleep(NODE_LOOK_SECONDS)
+        return time.time()
+
+    def _is_online(self, organization: str) -> bool:
+        which = self._server.node_ids[organization]
+        with self._books("ro") as books:
+            row = books.execute("SELECT status FROM authenticatable WHERE id = ?", (which,)).fetchone()
+        return bool(row == ("online",))
 
     # --- many tasks -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ TITLES = {
     "agent": "our agent",
     "vantage6_node": "vantage6's own node",
     "engine": "bare engine, through its API",
+    "engine_joining": "bare engine, in a network namespace that is there",
     "docker_run": "`docker run`",
     "by_hand": "the same containers by hand",
 }
@@ -115,10 +116,10 @@ def _seconds(title: str) -> Callable[[Found], Table]:
 def _empty(found: Found) -> Table:
     whole = _seconds("Empty run, from posting the task until the researcher sees its end")(found)
     own, calls = found["own"], found["server_calls"]
-    above = found["seconds"]["agent"]["median"] - found["seconds"]["engine"]["median"]
+    above = found["seconds"]["agent"]["median"] - found["seconds"]["engine_joining"]["median"]
     samples = str(len(own["samples"]))
     more = [
-        ("ours above the bare engine, the server's calls with it", f"{above:.2f} s", "", "", samples),
+        ("ours above the bare engine there, the server's calls with it", f"{above:.2f} s", "", "", samples),
         ("the agent's own part", f"{own['median']:.2f} s", f"{own['p95']:.2f} s", "", samples),
         (
             "calls to the server until the report",
@@ -205,11 +206,12 @@ def _idle(found: Found) -> Table:
             f"{held['cpu_percent']:.2f} %",
             str(held["files"]),
             str(held["threads"]),
-            f"{found['online']['median' if name == 'agent' else 'peer']:.2f} s",
+            f"{found['online']['median']:.2f} s" if name == "agent" else "",
+            f"{found['ready']['median' if name == 'agent' else 'peer']:.2f} s",
         )
         for name, held in found["idle"].items()
     ]
-    header = ("", "RSS", "PSS", "of a core", "open files", "threads", "start to online")
+    header = ("", "RSS", "PSS", "of a core", "open files", "threads", "start to online", "start to ready")
     return Table(f"Idle for {found['seconds']:g} s", header, tuple(rows))
 
 

@@ -21,7 +21,7 @@ def way(median):
 
 
 def empty_part(ours, peers, own=0.1):
-    ways = {"agent": ours, "vantage6_node": peers, "engine": 0.3, "docker_run": 0.4}
+    ways = {"agent": ours, "vantage6_node": peers, "engine": 0.3, "engine_joining": 0.2, "docker_run": 0.4}
     return {
         "seconds": {name: way(median) for name, median in ways.items()},
         "own": way(own),

@@ -1,4 +1,4 @@
-"""What a node costs that has nothing to do, and how long it takes to be online.
+"""What a node costs that has nothing to do, and how long it takes to be online and to be ready for work.
 
 Our agent is a new one with the settings as they are written nowhere: the defaults.
 """
@@ -9,6 +9,7 @@ from typing import Any
 from tests.bench.figures import spread
 from tests.bench.machine import Held, as_json, held_by
 from tests.bench.own import logged, moment
+from tests.bench.researcher import Researcher
 from tests.bench.scale import Scale
 from tests.bench.stage import Pair, Stage, agent_for, pair_on
 from tests.lab.agents import AgentProcess
@@ -20,9 +21,10 @@ def measure(stage: Stage, scale: Scale) -> dict[str, Any]:
     pair = pair_on(stage)
     agent = agent_for(pair.server, "gamma")
     try:
-        online = [_started(agent) for _ in range(scale.starts)]
+        starts = [_started(agent, pair.researcher) for _ in range(scale.starts)]
         return {
-            "online": {**spread(online), "peer": pair.peer_start},
+            "online": spread([online for online, _ in starts]),
+            "ready": {**spread([ready for _, ready in starts]), "peer": pair.peer_start},
             "seconds": scale.idle,
             "idle": _left_alone(agent, pair, scale),
         }
@@ -31,11 +33,15 @@ def measure(stage: Stage, scale: Scale) -> dict[str, Any]:
         agent.clean_up()
 
 
-def _started(agent: AgentProcess) -> float:
+def _started(agent: AgentProcess, researcher: Researcher) -> tuple[float, float]:
+    """Return after how many seconds the server showed it online, and after how many it began to work."""
     agent.stop()
+    researcher.await_node("gamma", online=False)
     called = time.time()
-    agent.start()
-    return max(moment(logged(agent, event)) for event in ("agent_ready", "server_online")) - called
+    agent.launch()
+    online = researcher.await_node("gamma", online=True) - called
+    agent.wait_until_ready()
+    return online, moment(logged(agent, "agent_ready")) - called
 
 
 def _left_alone(agent: AgentProcess, pair: Pair, scale: Scale) -> dict[str, Any]:
