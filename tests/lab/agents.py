@@ -220,6 +220,10 @@ class AgentProcess:
         """Return the containers with this agent's label, but for those that keep its network ready or probe it."""
         return [found for found in self._labelled(everything) if not {KEEPER, PROBE} & set(found.labels)]
 
+    def of_no_run(self) -> set[str]:
+        """Return the ids of the containers that keep the network ready, or probe it."""
+        return {found.id for found in self._labelled() if {KEEPER, PROBE} & set(found.labels)}
+
     def holders(self) -> list[Any]:
         """Return the containers that keep a network namespace ready."""
         return [found for found in self._labelled() if KEEPER in found.labels]

@@ -121,12 +121,12 @@ def nothing_is_left(agent: AgentProcess) -> bool:
 def left_in_engine(agent: AgentProcess) -> dict[str, int]:
     """Count what the engine still has of an agent's runs."""
     ours = {"label": f"{LABEL}={agent.name}"}
-    kept_ready = {holder.id for holder in agent.holders()}
     with contextlib.closing(agent.engine()) as client:
         networks = [client.api.inspect_network(network.id) for network in client.networks.list(filters=ours)]
+        of_no_run = agent.of_no_run()
         return {
             "containers": len(agent.containers()),
-            "endpoints": sum(len(network["Containers"].keys() - kept_ready) for network in networks),
+            "endpoints": sum(len(network["Containers"].keys() - of_no_run) for network in networks),
             "volumes": len(client.volumes.list(filters=ours)),
         }
 

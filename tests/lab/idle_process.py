@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 REAL_SECONDS = 0.0003
 """How long a beat waits for a message in real time: an answer of the server takes a few beats."""
-BUSY = ("sweep", "start")
+BUSY = ("sweep", "start", "probe")
 """Threads that come and go: nothing is measured while one is there."""
 
 
