@@ -71,12 +71,10 @@ from node_agent.pruning import sweep_of
 from node_agent.reloading import NewSettings, read_again
 from node_agent.runtable import RunTable
 from node_agent.runtime.host import host_of
-from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
-from node_agent.server.exchange import Exchange
 from node_agent.server.listener import SocketListener
+from node_agent.server.login import Login
 from node_agent.server.stores import HttpStores, open_exchange_for
-from node_agent.server.tokens import Tokens
 from node_agent.site import Site
 from node_agent.space import bounds_of, places_of, shortage
 from node_agent.stepports import Ports, PortsOf, StepSettings
@@ -136,13 +134,13 @@ class Mailbox:
         return self._stop.wait(seconds)
 
 
-def run(settings: Settings) -> None:
-    """Run the agent until it is asked to stop. Raises ConfigError, AccessDenied."""
+def run(settings: Settings, login: Login | None = None) -> None:
+    """Run the agent until it is asked to stop; *login* may have begun. Raises ConfigError, AccessDenied."""
     log.info("agent_starting", name=settings.name, version=__version__, pid=os.getpid())
     mailbox = Mailbox()
     service.watch_signals(mailbox.post)
     with ExitStack() as stack, suppress(Stopped):
-        Application(settings, mailbox, stack).run()
+        Application(settings, mailbox, stack, login).run()
     log.info("agent_stopped")
 
 
@@ -168,7 +166,9 @@ def remove_network(settings: Settings) -> str:
 class Application:
     """The parts of one agent; each is closed again in the opposite order."""
 
-    def __init__(self, settings: Settings, mailbox: Mailbox, stack: ExitStack) -> None:
+    def __init__(
+        self, settings: Settings, mailbox: Mailbox, stack: ExitStack, login: Login | None = None
+    ) -> None:
         self._settings = settings
         self._post = mailbox.post
         self._mailbox = mailbox
@@ -196,11 +196,11 @@ class Application:
         self._catalog = Catalog(settings.databases, agent=this_agent())
         self._site = Site.of(settings)
         self._gates = gates_of(settings, self._site, asked=self._runs.asks_for)
-        exchange = Exchange(ServerAddress.of(settings.server.url, ca_bundle=settings.server.ca_bundle))
-        self._tokens = Tokens(exchange, settings.server.api_key)
-        self._address = exchange.address
+        login = login or Login.at(settings.server)
+        self._tokens = login.tokens
+        self._address = login.exchange.address
         self._server = HttpServer(
-            exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers")
+            login.exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers")
         )
         stack.callback(self._server.close)
         self._proxy_spool = Spool(

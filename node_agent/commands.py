@@ -68,9 +68,12 @@ def run(settings: Settings) -> None:
     from node_agent import lean
 
     with lean.undisturbed():
+        from node_agent.server.login import Login
+
+        login = Login.at(settings.server).begin()
         from node_agent import app
 
-    app.run(settings)
+    app.run(settings, login)
 
 
 def history(state_dir: Path, limit: int) -> list[dict[str, Any]]:
