@@ -120,7 +120,7 @@ class DockerEngine:
         self._volumes: dict[str, tuple[str, ...]] = {}
         """The volumes that images declare, by image id: an id names one content for ever."""
         self._never_started: set[ContainerId] = set()
-        """Containers this process made and did not try to start."""
+        """Containers that were looked at, and that this process did not try to start since."""
         self._namespaces = namespaces or Namespaces(name, connection, most=0, user=(0, 0))
 
     # --- images -----------------------------------------------------------------------------------------------
@@ -261,7 +261,6 @@ class DockerEngine:
             config = self._config(client, spec, network)
             try:
                 made = _created(client, spec, config)
-                self._never_started.add(made)
             except _NameTaken:
                 made = self._adopted(client, spec, config)
             found = self._describe(client, made)
@@ -271,6 +270,8 @@ class DockerEngine:
                 config = self._config(client, replace(spec, namespace=joined), network)
             _refuse_if_different(client, found, config)
             loan.container = made if joined == loan.holder else None
+            if not _ever_started(found):
+                self._never_started.add(made)
         return made
 
     def _ensured_network(self) -> NetworkFacts:
@@ -336,7 +337,7 @@ class DockerEngine:
                 ) from error
 
     def _was_started(self, client: APIClient, container: ContainerId) -> bool:
-        """Ask the engine, unless this process made the container and has not tried to start it."""
+        """Ask the engine, unless the container was not started when it was made ready, and nobody tried since."""
         if container in self._never_started:
             self._never_started.discard(container)
             return False

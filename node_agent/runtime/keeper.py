@@ -11,14 +11,13 @@ from typing import Any
 from docker import APIClient
 from docker.errors import APIError, NotFound
 
-from node_agent.domain.container import ContainerLimits, ContainerSpec, NetworkFacts
+from node_agent.domain.container import ContainerLimits, NetworkFacts
 from node_agent.errors import ConfigError, StartFailed
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.network import bridge_is_here
-from node_agent.runtime.own_python import SLEEP, ensured_empty_image, own_python, own_python_mounts
+from node_agent.runtime.own_python import sleeping_container
 from node_agent.runtime.podman import is_podman
-from node_agent.runtime.spec import LABEL_KEEPER, LABEL_NAME, container_config
-from node_agent.runtime.traits import traits_of
+from node_agent.runtime.spec import LABEL_KEEPER, LABEL_NAME
 
 
 class Keeper:
@@ -99,20 +98,15 @@ class Keeper:
             raise ConfigError(error.message, hint=error.hint) from error
 
     def _config(self, client: APIClient, network: NetworkFacts) -> dict[str, Any]:
-        python = "python3" if self._image else own_python()
-        spec = ContainerSpec(
-            name=self._name,
-            run_id=None,
-            image_id=self._image or ensured_empty_image(client),
+        return sleeping_container(
+            client,
+            agent=self._agent,
+            network=network,
             user=self._user,
-            groups=(),
-            environment={},
-            mounts=() if self._image else own_python_mounts(),
             limits=self._limits,
-            command=(python, *SLEEP),
+            image=self._image,
+            keeps="true",
         )
-        config = container_config(spec, agent=self._agent, network=network, traits=traits_of(client))
-        return {**config, "Labels": {LABEL_NAME: self._agent, LABEL_KEEPER: "true"}}
 
 
 def _is_in(found: Mapping[str, Any], network: NetworkFacts) -> bool:

@@ -17,21 +17,19 @@ import structlog
 from docker import APIClient
 from docker.errors import APIError, NotFound
 
-from node_agent.domain.container import ContainerLimits, ContainerSpec, NetworkFacts
+from node_agent.domain.container import ContainerLimits, NetworkFacts
 from node_agent.domain.run import ContainerId
 from node_agent.errors import ConfigError, EngineUnreachable, RunFailed
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.lending import Lending
-from node_agent.runtime.own_python import SLEEP, ensured_empty_image, own_python, own_python_mounts
+from node_agent.runtime.own_python import sleeping_container
 from node_agent.runtime.podman import is_podman
 from node_agent.runtime.spec import (
     HOLDER,
     LABEL_KEEPER,
     LABEL_NAME,
-    container_config,
     joined_namespace,
 )
-from node_agent.runtime.traits import traits_of
 
 log = structlog.get_logger()
 
@@ -184,19 +182,15 @@ class Namespaces:
         return holder
 
     def _config(self, client: APIClient, network: NetworkFacts) -> dict[str, Any]:
-        spec = ContainerSpec(
-            name="",
-            run_id=None,
-            image_id=self._image or ensured_empty_image(client),
+        return sleeping_container(
+            client,
+            agent=self._agent,
+            network=network,
             user=self._user,
-            groups=(),
-            environment={},
-            mounts=() if self._image else own_python_mounts(),
             limits=_HOLDER_LIMITS,
-            command=("python3" if self._image else own_python(), *SLEEP),
+            image=self._image,
+            keeps=HOLDER,
         )
-        config = container_config(spec, agent=self._agent, network=network, traits=traits_of(client))
-        return {**config, "Labels": {LABEL_NAME: self._agent, LABEL_KEEPER: HOLDER}}
 
     def _remove(self, holders: Iterable[ContainerId]) -> None:
         holders = tuple(holders)

@@ -8,21 +8,20 @@ import os
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from docker import APIClient
 from docker.errors import APIError, NotFound
 
-from node_agent.domain.container import Mount
+from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
 from node_agent.errors import StartFailed
-from node_agent.runtime.spec import LABEL_PROBE
+from node_agent.runtime.spec import LABEL_KEEPER, LABEL_NAME, LABEL_PROBE, container_config
+from node_agent.runtime.traits import traits_of
 
+_SLEEP = "import signal; signal.pause()"
 EMPTY_IMAGE = "node-agent-probe"
 EMPTY_TAG = "latest"
 """The one tag that Podman gives an imported image, whatever it is asked for."""
-
-
-SLEEP = ("-I", "-S", "-c", "import signal; signal.pause()")
-"""What Python does in a container that is only there to be there."""
 
 
 def own_python() -> str:
@@ -61,3 +60,32 @@ def _import_empty(client: APIClient) -> None:
         raise StartFailed(
             f"the engine does not take the probe's empty image: {error.explanation}."
         ) from error
+
+
+def sleeping_container(
+    client: APIClient,
+    *,
+    agent: str,
+    network: NetworkFacts,
+    user: tuple[int, int],
+    limits: ContainerLimits,
+    image: str | None,
+    keeps: str,
+) -> dict[str, Any]:
+    """Describe a container that is only there to be there, as confined as a run's; *keeps* is what its label says of it.
+
+    *image* is one with python3; without it the agent's own Python sleeps. Raises StartFailed.
+    """
+    spec = ContainerSpec(
+        name="",
+        run_id=None,
+        image_id=image or ensured_empty_image(client),
+        user=user,
+        groups=(),
+        environment={},
+        mounts=() if image else own_python_mounts(),
+        limits=limits,
+        command=("python3" if image else own_python(), "-I", "-S", "-c", _SLEEP),
+    )
+    config = container_config(spec, agent=agent, network=network, traits=traits_of(client))
+    return {**config, "Labels": {LABEL_NAME: agent, LABEL_KEEPER: keeps}}
