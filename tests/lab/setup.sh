@@ -6,6 +6,7 @@
 #   tests/lab/setup.sh          everything
 #   tests/lab/setup.sh rootless everything, and engines that run without root
 #   tests/lab/setup.sh venv     only the virtual environment (no root needed): enough for checks and unit tests
+#   tests/lab/setup.sh fresh    only what `make fresh` needs to make another system
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scope=${1:-all}
@@ -47,6 +48,12 @@ missing_packages() {
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
   python=$(find_python) || { echo python3; echo python3-venv; }
   [ -z "$python" ] || "$python" -c 'import venv, ensurepip' 2>/dev/null || venv_package "$python"
+  if [ "$scope" = fresh ]; then
+    have mmdebstrap || echo mmdebstrap
+    have ip || echo iproute2
+    have iptables || echo iptables
+    have git || echo git
+  fi
   [ "$scope" = all ] || return 0
   have dockerd || echo docker.io
   have iptables || echo iptables
