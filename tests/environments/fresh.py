@@ -3,10 +3,10 @@
     python -m tests.environments.fresh trixie             `make demo` and `make test`
     python -m tests.environments.fresh sid unit           other targets
 
-The system is a root folder made by mmdebstrap with `make` in it, in mount, process, network, host name and IPC namespaces of
-its own; a clean clone of the committed HEAD lies in it. It installs what it needs by itself, its own Docker engine included.
-Of this machine it uses the kernel, and what reaches the package registries: the network (behind NAT), name servers, certificate
-authorities, proxies and package index settings. When it ends, all its processes end with it, and everything is removed.
+The system is a root folder made by mmdebstrap with `make` in it, in mount, process, network, host name and IPC namespaces
+of its own; a clean clone of the committed HEAD lies in it. It installs what it needs by itself, its own Docker engine
+included. Of this machine it uses the kernel, and what reaches the package registries: the network (behind NAT), name servers,
+certificate authorities, proxies and package index settings. When it ends, its processes end with it, and all is removed.
 
 Exit code 0: every target passed and left nothing behind.
 """
@@ -27,9 +27,10 @@ from pathlib import Path
 from tests.environments.leftovers import Leftovers, left_in
 from tests.environments.uplink import UplinkError, uplink
 from tests.lab.places import ROOT, lab_dir, locked, say, timed
+from tests.lab.systems import RootError, bootstrap
 
 CHECKOUT = "usr/src/node-agent"
-PACKAGES = "make,ca-certificates"
+PACKAGES = ("make", "ca-certificates")
 DEFAULT_TARGETS = ("demo", "test")
 # How pip, npm, apt and curl reach their registries on this machine.
 PASSED_VARIABLES = re.compile(
@@ -54,21 +55,8 @@ def archive_of(release: str) -> Path:
     with locked(f"fresh-{release}"):
         if not archive.exists():
             with timed(f"making a root folder of {release} with mmdebstrap"):
-                _bootstrap(release, archive)
+                bootstrap(release, PACKAGES, archive)
     return archive
-
-
-def _bootstrap(release: str, archive: Path) -> None:
-    unfinished = archive.with_suffix(".new")
-    command = [
-        *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", "--format=tar"),
-        *('--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Check-Valid-Until "false"'),
-        *(release, str(unfinished)),
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise FreshError(f"mmdebstrap cannot make a root of {release}: {done.stderr.strip()[-600:]}")
-    unfinished.rename(archive)
 
 
 @contextlib.contextmanager
@@ -108,7 +96,9 @@ def _clone(target: Path) -> None:
     """Clone the committed HEAD: what is not committed is not tested."""
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain").strip()
     if changed:
-        say(f"{len(changed.splitlines())} files differ from the last commit; the clone does not have the changes")
+        say(
+            f"{len(changed.splitlines())} files differ from the last commit; the clone does not have the changes"
+        )
     _run("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(target))
 
 
@@ -130,7 +120,9 @@ def run(release: str, targets: Sequence[str]) -> int:
 def _check() -> None:
     if os.geteuid() != 0:
         raise FreshError("namespaces and mounts need root: run this as root or with sudo")
-    missing = [name for name in ("mmdebstrap", "unshare", "nsenter", "ip", "git") if shutil.which(name) is None]
+    missing = [
+        name for name in ("mmdebstrap", "unshare", "nsenter", "ip", "git") if shutil.which(name) is None
+    ]
     if missing:
         raise FreshError(f"not installed: {', '.join(missing)}; run tests/lab/setup.sh fresh")
 
@@ -219,7 +211,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make fresh", description="Run make targets on a fresh system.")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("release", help="bookworm, trixie, sid, …")
-    parser.add_argument("targets", nargs="*", default=DEFAULT_TARGETS, help="what `make` is called with, one by one")
+    parser.add_argument(
+        "targets", nargs="*", default=DEFAULT_TARGETS, help="what `make` is called with, one by one"
+    )
     found = parser.parse_args(arguments)
     if found.inside is not None:
         return inside(found.inside, found.release, found.targets)
@@ -229,6 +223,6 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (FreshError, UplinkError) as error:
+    except (FreshError, RootError, UplinkError) as error:
         say(str(error))
         sys.exit(1)

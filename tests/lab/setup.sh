@@ -62,6 +62,8 @@ missing_packages() {
   have ps || echo procps
   have docker-registry || echo docker-registry
   have mmdebstrap || echo mmdebstrap
+  # mmdebstrap makes a root of Debian 12 on any release, Ubuntu too
+  [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
   have setfacl || echo acl
   [ "$rootless" = no ] || rootless_packages
   have squid || echo squid
