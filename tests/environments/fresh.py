@@ -5,8 +5,8 @@
 
 The system is a root folder made by mmdebstrap with `make` in it, in mount, process, network, host name and IPC namespaces
 of its own; a clean clone of the committed HEAD lies in it. It installs what it needs by itself, its own Docker engine
-included. Of this machine it uses the kernel, and what reaches the package registries: the network (behind NAT), name servers,
-certificate authorities, proxies and package index settings. When it ends, its processes end with it, and all is removed.
+included. Of this machine it uses the kernel, and what reaches the package registries: the network (behind NAT), name
+servers, certificate authorities, proxies and package index settings. When it ends, its processes end with it, and all is removed.
 
 Exit code 0: every target passed and left nothing behind.
 """

@@ -22,7 +22,9 @@ OLD_PACKAGES = ("python3", "ca-certificates")
 LAUNCHER = """\
 #!/bin/sh
 # Runs {program} with the /usr of Debian 12, and everything else as this machine has it.
-exec unshare --mount /bin/sh -c 'mount --bind "$0" /usr && exec "$@"' {usr} {program} "$@"
+exec unshare --mount /bin/sh -c '
+  mount --bind /usr/local "$0/local" && mount --bind /usr/src "$0/src" && mount --rbind "$0" /usr && exec "$@"
+' {usr} {program} "$@"
 """
 
 
