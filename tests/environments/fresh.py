@@ -6,7 +6,8 @@
 The system is a root folder made by mmdebstrap with `make` in it, in mount, process, network, host name and IPC namespaces
 of its own; a clean clone of the committed HEAD lies in it. It installs what it needs by itself, its own Docker engine
 included. Of this machine it uses the kernel, and what reaches the package registries: the network (behind NAT), name
-servers, certificate authorities, proxies and package index settings. When it ends, its processes end with it, and all is removed.
+servers, certificate authorities, proxies and package index settings. When it ends, all its processes end with it, and
+everything is removed.
 
 Exit code 0: every target passed and left nothing behind.
 """
@@ -35,7 +36,7 @@ DEFAULT_TARGETS = ("demo", "test")
 # How pip, npm, apt and curl reach their registries on this machine.
 PASSED_VARIABLES = re.compile(
     r"(?i)(http_proxy|https_proxy|no_proxy|ssl_cert_file|ssl_cert_dir|requests_ca_bundle|curl_ca_bundle"
-    r"|node_extra_ca_certs|pip_cert|pip_index_url|pip_default_timeout|npm_config_\w+)$"
+    r"|node_extra_ca_certs|pip_cert|pip_index_url|pip_default_timeout|npm_config_\w+|pytest_addopts)$"
 )
 PASSED_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf", "/etc/npmrc")
 PASSED_APT_SETTINGS = re.compile(r"^\s*Acquire::(https?::|Check-|IndexTargets|Retries)")

@@ -12,7 +12,7 @@ from typing import Self
 
 ENGINE = Path("/var/lib/docker")
 # What the engine keeps of its own after it was stopped; it never takes these away.
-OF_THE_ENGINE = frozenset({"docker0"})
+OF_THE_ENGINE = frozenset({"docker0", str(ENGINE)})
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ def _processes() -> frozenset[str]:
 
 
 def _mounts() -> frozenset[str]:
-    return frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return (
+        frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        - OF_THE_ENGINE
+    )
 
 
 def _links() -> frozenset[str]:
