@@ -61,9 +61,9 @@ rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootles
 	@$(ROOT) $(OURS) -m tests.lab.rootless podman python3 -m pytest -p no:cacheprovider tests/rootless
 	@$(ROOT) $(OURS) -m tests.lab.rootless docker python3 -m pytest -p no:cacheprovider tests/rootless
 
-fresh: ## both commands on a fresh system of another release, 35 minutes (RELEASE=trixie TARGETS="demo test")
+fresh: ## both commands on a fresh system of another release, 35 minutes (RELEASE=trixie TARGETS="demo test" ARGS=--keep)
 	@tests/lab/setup.sh fresh
-	@$(ROOT) $(OURS) -m tests.environments.fresh $(RELEASE) $(TARGETS)
+	@$(ROOT) $(OURS) -m tests.environments.fresh $(ARGS) $(RELEASE) $(TARGETS)
 
 bench: setup ## speed beside vantage6's own node and the bare engine, 25 minutes (ARGS="--quick --only burst")
 	@$(WITH_ENGINE) $(OURS) -m tests.bench $(ARGS)

@@ -61,19 +61,22 @@ def archive_of(release: str) -> Path:
 
 
 @contextlib.contextmanager
-def _root_folder(release: str) -> Iterator[Path]:
-    archive = archive_of(release)
-    folder = lab_dir("fresh") / f"{release}-{secrets.token_hex(3)}"
+def _root_folder(release: str, *, keep: bool) -> Iterator[Path]:
+    folder = lab_dir("fresh") / f"{release}-{'kept' if keep else secrets.token_hex(3)}"
     root = folder / "root"
-    root.mkdir(parents=True)
     try:
-        _run("tar", "-xpf", str(archive), "-C", str(root))
+        if not root.exists():
+            root.mkdir(parents=True)
+            _run("tar", "-xpf", str(archive_of(release)), "-C", str(root))
         _copy_settings(root)
         _clone(root / CHECKOUT)
         yield root
     finally:
-        # not "one file system" by chance: a mount that was left would be emptied otherwise
-        _run("rm", "-rf", "--one-file-system", str(folder))
+        if keep:
+            say(f"kept for the next run with --keep: {folder}")
+        else:
+            # a mount that was left here by mistake must not be emptied
+            _run("rm", "-rf", "--one-file-system", str(folder))
 
 
 def _copy_settings(root: Path) -> None:
@@ -100,16 +103,20 @@ def _clone(target: Path) -> None:
         say(
             f"{len(changed.splitlines())} files differ from the last commit; the clone does not have the changes"
         )
-    _run("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(target))
+    if target.exists():
+        _run("git", "-C", str(target), "fetch", "--quiet", str(ROOT), "HEAD")
+        _run("git", "-C", str(target), "reset", "--quiet", "--hard", "FETCH_HEAD")
+    else:
+        _run("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(target))
 
 
 # --- running in it --------------------------------------------------------------------------------------------
 
 
-def run(release: str, targets: Sequence[str]) -> int:
+def run(release: str, targets: Sequence[str], *, keep: bool) -> int:
     """Run `make TARGET` for each in a fresh system and return 0 when all passed and nothing was left."""
     _check()
-    with _root_folder(release) as root, uplink(root) as space:
+    with _root_folder(release, keep=keep) as root, uplink(root) as space:
         command = [
             *("nsenter", f"--net={space}"),
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"),
@@ -211,6 +218,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command in the module's docstring."""
     parser = argparse.ArgumentParser(prog="make fresh", description="Run make targets on a fresh system.")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the system, and go on with it the next time"
+    )
     parser.add_argument("release", help="bookworm, trixie, sid, …")
     parser.add_argument(
         "targets", nargs="*", default=DEFAULT_TARGETS, help="what `make` is called with, one by one"
@@ -218,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
     found = parser.parse_args(arguments)
     if found.inside is not None:
         return inside(found.inside, found.release, found.targets)
-    return run(found.release, found.targets)
+    return run(found.release, found.targets, keep=found.keep)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,12 @@ def venv(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
+def environment_of(python: Path) -> Path:
+    """Return the folder of the environment itself, whose `lib` has its packages."""
+    folder = python.parents[1]
+    return folder if is_old_python_here() else folder / "env"
+
+
 def environment() -> dict[str, str]:
     """Return what a program in such an environment is started with: nothing of the project's own Python settings."""
     # Where bytecode is not to be written, every start of the server would cost seconds more.
@@ -96,19 +102,19 @@ def environment() -> dict[str, str]:
 def _make(folder: Path, python: Path, requirements: Sequence[str]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    environment = folder if is_old_python_here() else folder / "env"
-    _run([str(old_python()), "-m", "venv", "--without-pip", str(environment)])
-    if environment != folder:
-        _write_launchers(environment, folder)
+    made = environment_of(python)
+    _run([str(old_python()), "-m", "venv", "--without-pip", str(made)])
+    _write_launchers(made, folder)
     # The pip at hand installs into the new environment; making another pip there costs seconds each time.
     # Compiling everything costs more than compiling what is imported, at the first import.
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--no-compile"]
     _run([*pip, "--disable-pip-version-check", *requirements])
-    if environment != folder:
-        _write_launchers(environment, folder)
+    _write_launchers(made, folder)
 
 
 def _write_launchers(environment: Path, folder: Path) -> None:
+    if environment == folder:
+        return
     for program in (environment / "bin").iterdir():
         write_launcher(folder / "bin" / program.name, str(program))
 
