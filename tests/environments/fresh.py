@@ -19,6 +19,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,19 +65,18 @@ def archive_of(release: str) -> Path:
 def _root_folder(release: str, *, keep: bool) -> Iterator[Path]:
     folder = lab_dir("fresh") / f"{release}-{'kept' if keep else secrets.token_hex(3)}"
     root = folder / "root"
-    try:
+    with contextlib.ExitStack() as cleaning:
+        if keep:
+            cleaning.enter_context(locked(f"fresh-{folder.name}"))
+        else:
+            # a mount that was left here by mistake must not be emptied
+            cleaning.callback(_run, "rm", "-rf", "--one-file-system", str(folder))
         if not root.exists():
             root.mkdir(parents=True)
             _run("tar", "-xpf", str(archive_of(release)), "-C", str(root))
         _copy_settings(root)
         _clone(root / CHECKOUT)
         yield root
-    finally:
-        if keep:
-            say(f"kept for the next run with --keep: {folder}")
-        else:
-            # a mount that was left here by mistake must not be emptied
-            _run("rm", "-rf", "--one-file-system", str(folder))
 
 
 def _copy_settings(root: Path) -> None:
@@ -150,6 +150,8 @@ def inside(root: Path, release: str, targets: Sequence[str]) -> int:
 
 
 def _enter(root: Path) -> None:
+    # the first process of a namespace ignores every signal that it does not handle
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     where = str(root)
     for words in (
         ("--make-rprivate", "/"),
