@@ -107,6 +107,8 @@ missing_packages() {
   # mmdebstrap makes a root of Debian 12 on any release, Ubuntu too
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
   have setfacl || echo acl
+  have mkfs.ext4 || echo e2fsprogs
+  have mount || echo mount
   [ "$rootless" = no ] || rootless_packages
   have squid || echo squid
   have ssh || echo openssh-client
