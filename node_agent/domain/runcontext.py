@@ -39,7 +39,13 @@ def run_context(
             "temporary_directory": contract.TEMPORARY_FOLDER,
         },
     }
-    return json.dumps(described, indent=2).encode() + b"\n"
+    try:
+        return json.dumps(described, indent=2).encode() + b"\n"
+    except RecursionError as error:
+        # what can be read may nest deeper than what can be written
+        raise StartFailed(
+            "This node describes every run in a file (run_context_file), and the input nests too deeply for it."
+        ) from error
 
 
 def input_too_large() -> StartFailed:

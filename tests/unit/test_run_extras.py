@@ -1,6 +1,7 @@
 """What the owner gives algorithms beyond the contract: GPUs, the description of a run."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def described(content: object, *requests: DatabaseRequest) -> Any:
     run = make_run(12, task=make_task(3, databases=requests))
     made = run_context(run, text, databases=[TABLE, SERVICE, FOLDER], node_id=4, proxy_port=7480)
     return json.loads(made)
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 1500, 5_000, 20_000, 60_000])
+def test_an_input_that_nests_deeply_is_described_or_fails_the_run_and_never_the_agent(depth: int) -> None:
+    nested = b'{"method": "average", "args": ' + b"[" * depth + b"]" * depth + b"}"
+    with suppress(StartFailed):
+        made = run_context(make_run(12), nested, databases=[], node_id=4, proxy_port=7480)
+        assert made.count(b"[") >= depth
 
 
 def test_a_run_is_described_in_the_recorded_form() -> None:
