@@ -15,10 +15,12 @@ SEED ?= 1
 PYTEST := $(OURS) -m pytest --randomly-seed=$(SEED)
 # Most tests wait for containers and servers, so two files at a time take little more than half as long.
 WORKERS ?= 2
+RELEASE ?= trixie
+TARGETS ?= demo test
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit unit-all integration interop crash-matrix soak rootless bench same-results engine engine-stop install uninstall deb setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit unit-all integration interop crash-matrix soak rootless fresh bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +67,10 @@ rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootles
 	@$(SETUP) rootless
 	@$(ROOT) $(OURS) -m tests.lab.rootless podman python3 -m pytest -p no:cacheprovider tests/rootless
 	@$(ROOT) $(OURS) -m tests.lab.rootless docker python3 -m pytest -p no:cacheprovider tests/rootless
+
+fresh: ## both commands on a fresh system of another release, 35 minutes (RELEASE=trixie TARGETS="demo test" ARGS=--keep)
+	@$(SETUP) fresh
+	@$(ROOT) $(OURS) -m tests.environments.fresh $(ARGS) $(RELEASE) $(TARGETS)
 
 bench: setup ## speed beside vantage6's own node and the bare engine, 25 minutes (ARGS="--quick --only burst")
 	@$(WITH_ENGINE) $(OURS) -m tests.bench $(ARGS)

@@ -8,6 +8,7 @@ from tests.lab.client import ClientError
 from tests.lab.engine import EngineError
 from tests.lab.images import ImageError
 from tests.lab.registry import RegistryError
+from tests.lab.systems import RootError
 from tests.lab.vantage6 import ServerError
 from tests.lab.vantage6_node import NodeError
 from tests.lab.venvs import VenvError
@@ -23,6 +24,7 @@ NOT_HERE = (
     ClientError,
     EngineError,
     ImageError,
+    RootError,
     NodeError,
     RegistryError,
     ServerError,

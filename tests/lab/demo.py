@@ -39,6 +39,7 @@ from tests.lab.engine import EngineError, engine
 from tests.lab.images import ImageError, average_image
 from tests.lab.samples import write_hospitals
 from tests.lab.sandbox import SandboxLab
+from tests.lab.systems import RootError
 from tests.lab.vantage6 import RealServer, ServerError
 from tests.lab.venvs import VenvError
 
@@ -61,6 +62,7 @@ ERRORS = (
     DemoError,
     EngineError,
     ImageError,
+    RootError,
     NodeAgentError,
     ServerError,
     VenvError,

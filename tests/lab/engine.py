@@ -17,13 +17,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 import docker
 from docker.errors import DockerException
@@ -31,6 +31,8 @@ from docker.errors import DockerException
 from tests.lab.places import lab_dir, locked, say
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+OLDEST_API = (1, 41)
+"""Of Docker 20.10."""
 START_SECONDS = 60
 STOP_SECONDS = 40
 # Files a killed engine leaves behind. A new one refuses to start while their number belongs to any process.
@@ -121,28 +123,51 @@ def _ensure_running() -> Engine:
 
 
 def _answering() -> Engine | None:
-    hosts = [os.environ.get("DOCKER_HOST"), DEFAULT_HOST]
-    return next((Engine(host) for host in hosts if host and _answers(host)), None)
+    """Return the engine that answers already; raise when it is one that the tests cannot work with."""
+    for host in (os.environ.get("DOCKER_HOST"), DEFAULT_HOST):
+        description = _described(host) if host else None
+        if description is not None:
+            if reason := unfit(*description):
+                raise EngineError(f"The engine that answers at {host} {reason}")
+            return Engine(str(host))
+    return None
 
 
-def _answers(host: str) -> bool:
+def _described(host: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Return what the engine says of its version and of itself; None when none answers."""
     try:
         client = client_of(host, timeout=5)
     except DockerException:
-        return False
+        return None
     try:
-        return bool(client.ping())
+        return client.version(), client.info()
     except (DockerException, OSError):
-        return False
+        return None
     finally:
         client.close()
+
+
+def unfit(version: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """Return why the tests cannot work with an engine that describes itself so, and what to do; empty when they can."""
+    names = [str(part.get("Name", "")) for part in version.get("Components") or ()]
+    if any("podman" in name.lower() for name in names):
+        return "is Podman, and the tests need Docker: stop it (systemctl stop podman.socket), or unset DOCKER_HOST."
+    if tuple(map(int, str(version.get("ApiVersion", "0")).split("."))) < OLDEST_API:
+        return f"is Docker {version.get('Version')}, and 20.10 or newer is needed: upgrade it."
+    if "name=rootless" in (info.get("SecurityOptions") or ()):
+        return "runs without root, and the tests need one with root: unset DOCKER_HOST (make rootless has its own)."
+    return ""
 
 
 def _start() -> None:
     dockerd = _dockerd()
     say("starting the Docker engine …")
     if Path("/run/systemd/system").is_dir():
-        subprocess.run(["systemctl", "start", "docker"], check=False)
+        done = subprocess.run(["systemctl", "start", "docker"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise EngineError(
+                f"the Docker service does not start: {done.stderr.strip()} (journalctl -u docker)"
+            )
         _state_file().write_text("systemd")
         return
     _clear_leftovers()

@@ -24,6 +24,7 @@ from docker.errors import DockerException, ImageNotFound
 
 from tests.lab.engine import EngineError, engine
 from tests.lab.places import lab_dir, locked, timed
+from tests.lab.systems import RootError, old_archive, old_python
 
 LABEL = "node-agent-lab"
 REPOSITORY = "node-agent-lab"
@@ -35,8 +36,6 @@ PUBLIC_BASE = "python:3.11-slim"
 ASK_SECONDS = 10
 
 TOOLS = ("vantage6-algorithm-tools==4.15.2", "pandas<3", "pyarrow", "openpyxl")
-# Published as source only; built here first, because a foreign Python version takes nothing but wheels.
-SOURCE_ONLY = "qrcode==7.3.1"
 UNUSED = ("pandas/tests", "pyarrow/tests", "pyarrow/include", "pyarrow/src", "setuptools", "bin")
 TOOLS_RECIPE = f"""\
 FROM {BASE}
@@ -63,7 +62,7 @@ class ImageError(Exception):
 
 
 def python_base(client: docker.DockerClient) -> str:
-    """Return an image with Python 3.11 or newer and nothing else."""
+    """Return an image with Python 3.11 and nothing else: the newest that vantage6's tools of 4.15.2 support."""
     with locked("images"):
         if not _exists(client, BASE) and not _pull_base(client):
             _bootstrap_base(client)
@@ -73,7 +72,7 @@ def python_base(client: docker.DockerClient) -> str:
 def tools_image(client: docker.DockerClient) -> str:
     """Return the image with the vantage6 algorithm tools that all algorithm images stand on."""
     base = client.images.get(python_base(client))
-    recipe = json.dumps([base.id, TOOLS, SOURCE_ONLY, UNUSED, TOOLS_RECIPE])
+    recipe = json.dumps([base.id, TOOLS, UNUSED, TOOLS_RECIPE])
     tag = f"{REPOSITORY}/tools:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     with locked("images"):
         if not _exists(client, tag):
@@ -167,47 +166,14 @@ def _is_offered(client: docker.DockerClient, image: str) -> bool:
 
 
 def _bootstrap_base(client: docker.DockerClient) -> None:
-    """Make a base of the host's own distribution, which the host can install packages from."""
-    archive = lab_dir("cache") / "base.tar"
-    with timed("making a Python base image with mmdebstrap"):
-        result = subprocess.run(
-            [
-                "mmdebstrap",
-                "--quiet",
-                "--variant=minbase",
-                "--include=python3,ca-certificates",
-                "--aptopt=Acquire::Languages none",
-                "--dpkgopt=path-exclude=/usr/share/doc/*",
-                "--dpkgopt=path-exclude=/usr/share/man/*",
-                "--dpkgopt=path-exclude=/usr/share/locale/*",
-                _suite(),
-                str(archive),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode != 0:
-            raise ImageError(f"mmdebstrap cannot make a base image: {result.stderr.strip()[-600:]}")
-        changes = [f"LABEL {LABEL}=1", "CMD python3"]
-        client.api.import_image_from_file(str(archive), BASE_NAME, BASE_TAG, changes=changes)
-    archive.unlink()
-
-
-def _suite() -> str:
-    lines = Path("/etc/os-release").read_text().splitlines()
-    for name, _, value in (line.partition("=") for line in lines):
-        if name == "VERSION_CODENAME":
-            return value.strip('"')
-    raise ImageError("/etc/os-release names no VERSION_CODENAME: the lab needs Debian or Ubuntu")
+    changes = [f"LABEL {LABEL}=1", "CMD python3"]
+    client.api.import_image_from_file(str(old_archive()), BASE_NAME, BASE_TAG, changes=changes)
 
 
 def _build_tools(client: docker.DockerClient, tag: str) -> None:
-    version = _python_version(client)
     context = lab_dir("cache", f"tools-{tag.rpartition(':')[2]}")
-    with timed(f"fetching the algorithm tools for Python {version}"):
-        _fetch_tools(version, context / "site")
+    with timed("fetching the algorithm tools"):
+        _fetch_tools(context / "site")
     with timed("building the image with the algorithm tools"):
         _build_site(client, tag, context)
 
@@ -228,36 +194,28 @@ def _runner_tools_image(client: docker.DockerClient) -> str:
         if not _exists(client, tag):
             context = lab_dir("cache", "ocean-runner")
             with timed(f"making the image with {RUNNER[0]}"):
-                _install_for(_python_version(client), context / "site", RUNNER)
+                install_into(context / "site", RUNNER)
                 _build_site(client, tag, context)
     return tag
 
 
-def _python_version(client: docker.DockerClient) -> str:
-    show = "import sys; print('%d.%d' % sys.version_info[:2])"
-    return client.containers.run(BASE, ["python3", "-c", show], remove=True).decode().strip()
-
-
-def _fetch_tools(version: str, target: Path) -> None:
-    """Install with the host's pip: inside a build it may lack the host's certificates and index settings."""
-    wheels = lab_dir("cache", "wheels")
-    _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), SOURCE_ONLY)
-    _install_for(version, target, ("--find-links", str(wheels), *TOOLS))
+def _fetch_tools(target: Path) -> None:
+    install_into(target, TOOLS)
     # A fifth of the bytes and of the compile time, and no algorithm imports them.
     for part in UNUSED:
         shutil.rmtree(target / part, ignore_errors=True)
 
 
-def _install_for(version: str, target: Path, wanted: Sequence[str]) -> None:
-    options = ("--no-compile", "--upgrade", "--only-binary", ":all:", "--python-version", version)
-    _pip("install", *options, "--target", str(target), *wanted)
+def install_into(target: Path, wanted: Sequence[str]) -> None:
+    """Install packages for the Python of the base image into a folder of this machine.
 
-
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", *arguments, "-qq", "--disable-pip-version-check"]
+    The pip at hand does it: inside a build it may lack the certificates and index settings of this machine.
+    """
+    command = [sys.executable, "-m", "pip", "--python", str(old_python()), "install", "-qq", "--no-compile"]
+    command += ["--disable-pip-version-check", "--upgrade", "--target", str(target), *wanted]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise ImageError(f"pip {arguments[0]} failed: {result.stderr.strip()[-600:]}")
+        raise ImageError(f"pip cannot install {wanted[0]}: {result.stderr.strip()[-600:]}")
 
 
 def _build(client: docker.DockerClient, name: str, recipe: str, files: Mapping[str, bytes]) -> str:
@@ -326,5 +284,5 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (EngineError, ImageError) as error:
+    except (EngineError, ImageError, RootError) as error:
         sys.exit(f"lab: {error}")

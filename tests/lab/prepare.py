@@ -19,6 +19,7 @@ from tests.lab.ocean import ocean_js, ocean_py
 from tests.lab.package import FIRST, SECOND, PackageError, debian_package
 from tests.lab.places import say
 from tests.lab.systemd import installed_image
+from tests.lab.systems import RootError
 from tests.lab.venvs import VenvError, client_venv, schemathesis_venv, server_venv
 
 Job = Callable[[], object]
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (EngineError, ImageError, PackageError, VenvError) as error:
+    except (EngineError, ImageError, PackageError, RootError, VenvError) as error:
         sys.exit(f"lab: {error}")
     except KeyboardInterrupt:
         say("interrupted; the next run goes on from here")

@@ -20,8 +20,9 @@ from typing import Any
 import docker
 from docker.errors import ImageNotFound
 
-from tests.lab.images import LABEL, REPOSITORY, ImageError, _suite
+from tests.lab.images import LABEL, REPOSITORY, ImageError
 from tests.lab.places import ROOT, lab_dir, locked, timed
+from tests.lab.systems import bootstrap, host_suite
 from tests.lab.wheels import dependencies, dependency_wheels
 
 DEBIAN_NAME, DEBIAN_TAG = f"{REPOSITORY}/debian", "latest"
@@ -82,15 +83,7 @@ def _exists(client: docker.DockerClient, tag: str) -> bool:
 
 def _bootstrap(client: docker.DockerClient) -> None:
     archive = lab_dir("cache") / "debian.tar"
-    command = [
-        *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
-        "--aptopt=Acquire::Languages none",
-        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")),
-        *(_suite(), str(archive)),
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ImageError(f"mmdebstrap cannot make the Debian image: {done.stderr.strip()[-600:]}")
+    bootstrap(host_suite(), PACKAGES, archive)
     client.api.import_image_from_file(str(archive), DEBIAN_NAME, DEBIAN_TAG, changes=[f"LABEL {LABEL}=1"])
     archive.unlink()
 

@@ -10,7 +10,6 @@ import json
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import docker
 import yaml
 from docker.errors import APIError, NotFound
 
-from tests.lab.images import BASE, LABEL, REPOSITORY, SOURCE_ONLY, ImageError, _python_version, python_base
+from tests.lab.images import BASE, LABEL, REPOSITORY, ImageError, install_into, python_base
 from tests.lab.places import lab_dir, locked, say, timed
 from tests.lab.vantage6 import RealServer
 from tests.lab.venvs import VANTAGE6_VERSION, environment, venv
@@ -84,7 +83,7 @@ def command_line() -> Path:
 def _build(client: docker.DockerClient, tag: str) -> None:
     context = lab_dir("cache", f"vantage6-node-{tag.rpartition(':')[2]}")
     with timed("fetching vantage6's own node"):
-        _fetch(_python_version(client), context / "site")
+        _fetch(context / "site")
     (context / "vnode-local").write_text(PROGRAM)
     (context / "Dockerfile").write_text(RECIPE)
     with timed("building the image of vantage6's own node"):
@@ -95,24 +94,12 @@ def _build(client: docker.DockerClient, tag: str) -> None:
     shutil.rmtree(context)
 
 
-def _fetch(version: str, target: Path) -> None:
-    """Install with the host's pip: inside a build it may lack the host's certificates and index settings."""
-    wheels = lab_dir("cache", "wheels")
-    _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), SOURCE_ONLY)
-    foreign = ("--find-links", str(wheels), "--only-binary", ":all:", "--python-version", version)
-    install = ("install", "--no-compile", "--upgrade", *foreign)
-    _pip(*install, "--target", str(target), *NODE)
+def _fetch(target: Path) -> None:
+    install_into(target, NODE)
     # Apart first: all parts share the folder `vantage6`, and a second installation would take it away from the first.
     apart = target.with_name("node")
-    _pip(*install, "--target", str(apart), "--no-deps", NODE_ITSELF)
+    install_into(apart, ("--no-deps", NODE_ITSELF))
     shutil.copytree(apart, target, dirs_exist_ok=True)
-
-
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", *arguments, "-qq", "--disable-pip-version-check"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ImageError(f"pip {arguments[0]} failed: {done.stderr.strip()[-600:]}")
 
 
 class PeerNode:

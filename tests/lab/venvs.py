@@ -1,6 +1,7 @@
-"""Virtual environments for other people's software, apart from the project's own.
+"""Virtual environments for other people's software, apart from the project's own, on the Python 3.11 that it wants.
 
-Owns their creation, once, under the lab's folder. Must not know what runs in them.
+Owns their creation, once, under the lab's folder. Must not know what runs in them. Where Python 3.11 is not this machine's
+own, `bin` has launchers of the programs, and the environment itself is the folder `env` beside it.
 """
 
 import os
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.places import lab_dir, locked, timed
+from tests.lab.systems import is_old_python_here, old_python, write_launcher
 
 VANTAGE6_VERSION = "4.15.2"
 SERVER_REQUIREMENTS = (
@@ -53,7 +55,16 @@ def store_packages() -> Path:
         if not stamp.exists() or stamp.read_text() != wanted:
             with timed(f"installing {STORE_REQUIREMENTS[0]}"):
                 shutil.rmtree(folder, ignore_errors=True)
-                pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-compile"]
+                pip = [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "--python",
+                    str(old_python()),
+                    "install",
+                    "-qq",
+                    "--no-compile",
+                ]
                 pip += ["--disable-pip-version-check", "--target", str(folder)]
                 _run([*pip, "--no-deps", STORE_REQUIREMENTS[0]])
                 _run([*pip, *STORE_REQUIREMENTS[1:]])
@@ -75,6 +86,12 @@ def venv(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
+def environment_of(python: Path) -> Path:
+    """Return the folder of the environment itself, whose `lib` has its packages."""
+    folder = python.parents[1]
+    return folder if is_old_python_here() else folder / "env"
+
+
 def environment() -> dict[str, str]:
     """Return what a program in such an environment is started with: nothing of the project's own Python settings."""
     # Where bytecode is not to be written, every start of the server would cost seconds more.
@@ -85,11 +102,21 @@ def environment() -> dict[str, str]:
 def _make(folder: Path, python: Path, requirements: Sequence[str]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    made = environment_of(python)
+    _run([str(old_python()), "-m", "venv", "--without-pip", str(made)])
+    _write_launchers(made, folder)
     # The pip at hand installs into the new environment; making another pip there costs seconds each time.
     # Compiling everything costs more than compiling what is imported, at the first import.
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--no-compile"]
     _run([*pip, "--disable-pip-version-check", *requirements])
+    _write_launchers(made, folder)
+
+
+def _write_launchers(environment: Path, folder: Path) -> None:
+    if environment == folder:
+        return
+    for program in (environment / "bin").iterdir():
+        write_launcher(folder / "bin" / program.name, str(program))
 
 
 def _run(command: Sequence[str]) -> None:

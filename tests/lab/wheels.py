@@ -10,9 +10,12 @@ import tomllib
 from pathlib import Path
 
 from tests.lab.places import ROOT, lab_dir, locked, timed
+from tests.lab.systems import OLD_PYTHON, old_python
 
 # pip and its backend are there too: an image may have neither, and a build without an index fetches nothing.
 BUILDING = ("pip", "setuptools>=68", "wheel")
+
+OLD_VERSION = "{}.{}".format(*OLD_PYTHON)
 
 
 class WheelError(Exception):
@@ -40,7 +43,9 @@ def dependencies() -> list[str]:
 
 
 def _download(wanted: list[str], python_version: str, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    # Conditions of requirements are those of the Python that asks, so it should be the one that will have them.
+    asking = ["--python", str(old_python())] if python_version == OLD_VERSION else []
+    command = [sys.executable, "-m", "pip", *asking, "download", "-qq", "--disable-pip-version-check"]
     choice = ["--only-binary", ":all:", "--python-version", python_version, "--dest", str(folder)]
     done = subprocess.run(
         [*command, *choice, *wanted], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
