@@ -3,7 +3,11 @@
 
 # The Docker engine and the firewall rule need root.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
-OURS := .venv/bin/python
+# Another Python than the machine's (make unit PYTHON=python3.13) has an environment of its own, here .venv-3.13.
+PYTHON :=
+VENV := .venv$(if $(PYTHON),-$(patsubst python%,%,$(notdir $(PYTHON))))
+OURS := $(VENV)/bin/python
+SETUP := PYTHON='$(PYTHON)' VENV='$(VENV)' tests/lab/setup.sh
 WITH_ENGINE := $(ROOT) $(OURS) -m tests.lab.engine run --
 # Tests run in a shuffled order. The seed stands still so that a failure can be repeated; another one
 # (make test SEED=7) looks for tests that lean on each other.
@@ -16,7 +20,7 @@ TARGETS ?= demo test
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit integration interop crash-matrix soak rootless fresh bench same-results engine engine-stop install uninstall deb setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit unit-all integration interop crash-matrix soak rootless fresh bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,17 +36,20 @@ test: prepare ## every test, against real parts; nothing is skipped
 	@CI=true $(WITH_ENGINE) $(PYTEST) $(IN_PARALLEL)
 
 check: venv ## lint, format, types, and the arrows between modules
-	@.venv/bin/ruff check .
-	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
 	@$(PYTEST) -q tests/unit/test_architecture.py
 
 fmt: venv ## put the code into its usual form
-	@.venv/bin/ruff check --fix .
-	@.venv/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
 
 unit: venv ## tests without sockets and without an engine
 	@$(PYTEST) $(IN_PARALLEL) tests/unit
+
+unit-all: ## the same on each Python from 3.11 to 3.14 that this machine has
+	@MAKE='$(MAKE)' tests/lab/unit_all.sh
 
 integration: setup ## tests against a real Docker engine
 	@CI=true $(WITH_ENGINE) $(PYTEST) tests/integration
@@ -57,12 +64,12 @@ soak: setup ## 500 runs while agent and server are killed at random (ARGS="--run
 	@$(WITH_ENGINE) $(OURS) -m tests.lab.soak $(ARGS)
 
 rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootless.md says works
-	@tests/lab/setup.sh rootless
+	@$(SETUP) rootless
 	@$(ROOT) $(OURS) -m tests.lab.rootless podman python3 -m pytest -p no:cacheprovider tests/rootless
 	@$(ROOT) $(OURS) -m tests.lab.rootless docker python3 -m pytest -p no:cacheprovider tests/rootless
 
 fresh: ## both commands on a fresh system of another release, 35 minutes (RELEASE=trixie TARGETS="demo test" ARGS=--keep)
-	@tests/lab/setup.sh fresh
+	@$(SETUP) fresh
 	@$(ROOT) $(OURS) -m tests.environments.fresh $(ARGS) $(RELEASE) $(TARGETS)
 
 bench: setup ## speed beside vantage6's own node and the bare engine, 25 minutes (ARGS="--quick --only burst")
@@ -89,14 +96,14 @@ deb: venv ## the agent as a Debian package for this distribution, in dist (VERSI
 clean: ## remove what was made here: images, environments, caches
 	@[ ! -x $(OURS) ] || $(ROOT) $(OURS) -m tests.lab.images remove || true
 	@[ ! -x $(OURS) ] || $(ROOT) $(OURS) -m tests.lab.engine stop || true
-	@$(ROOT) rm -rf .lab .venv .mypy_cache .ruff_cache .pytest_cache ./*.egg-info build dist
+	@$(ROOT) rm -rf .lab .venv .venv-* .mypy_cache .ruff_cache .pytest_cache ./*.egg-info build dist
 	@find . -name __pycache__ -type d -prune -exec $(ROOT) rm -rf {} +
 
 setup:
-	@tests/lab/setup.sh
+	@$(SETUP)
 
 venv:
-	@tests/lab/setup.sh venv
+	@$(SETUP) venv
 
 prepare: setup
 	@$(ROOT) $(OURS) -m tests.lab.prepare

@@ -6,6 +6,7 @@ anything does.
 
 import ctypes
 import gc
+import logging
 import sys
 import threading
 import warnings
@@ -43,10 +44,17 @@ what they are asked for by name."""
 def travel_light() -> None:
     """Begin as a daemon does: with what it needs, and no more. Comes before everything that is loaded."""
     share_arenas()
+    _log_without_asyncio()
     for library in _IN_PARTS:
         _load_when_asked(library)
     for library, names in _OPTIONAL.items():
         _load_without(library, names)
+
+
+def _log_without_asyncio() -> None:
+    """Keep `logging` from asking asyncio, with each record, for the name of the current task: it would load all of it."""
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
 
 
 def _load_without(library: str, absent: Sequence[str]) -> None:

@@ -137,9 +137,12 @@ class Ledger:
             self._connection = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
             )
-            self._connection.row_factory = sqlite3.Row
-            self._prepare()
-        self._path.chmod(0o600)
+            try:
+                self._prepare()
+                self._path.chmod(0o600)
+            except BaseException:
+                self._connection.close()
+                raise
 
     def close(self) -> None:
         """Close the file."""
@@ -348,6 +351,7 @@ class Ledger:
     # --- the file ---------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         # the agent and `grant` may begin the books at the same time

@@ -30,7 +30,7 @@ from node_agent.errors import ConfigError
 
 _OPEN: Final = frozenset(Fact) - {Fact.DIGEST}
 """What is not known of a job that somebody may ask for."""
-_PACKAGES: Final = {"cheroot": "cheroot", "coincurve": "coincurve", "Crypto": "pycryptodome"}
+_PACKAGES: Final = {"cheroot": "cheroot", "Crypto": "pycryptodome"}
 _INSTALL: Final = "Install them: pip install 'node-agent[compute]'"
 _SOON_DAYS: Final = 14
 _TROUBLE: Final = {

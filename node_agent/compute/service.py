@@ -56,23 +56,24 @@ class ComputeService:
         self._runtime = runtime
         self._mask = mask
         self._clock = clock
-        self._ledger = Ledger(settings.state_dir)
         self._assets = assets_of(settings)
         self._results = ResultStore(settings.state_dir)
-        self._desk = JobDesk(
-            ledger=self._ledger,
-            results=self._results,
-            environments=environments_of(settings),
-            run_of=run_of,
-            store_input=folders.store_input,
-            post=post,
-            follow=self._follow,
-            clock=clock,
-            max_waiting=settings.compute_api.max_waiting,
-        )
-        self._own_address = Address("0x" + self._ledger.secret("address", secrets.token_bytes(20)).hex())
-        self._stack = ExitStack()
-        self._stack.callback(self._ledger.close)
+        with ExitStack() as stack:
+            self._ledger = stack.enter_context(closing(Ledger(settings.state_dir)))
+            self._desk = JobDesk(
+                ledger=self._ledger,
+                results=self._results,
+                environments=environments_of(settings),
+                run_of=run_of,
+                store_input=folders.store_input,
+                post=post,
+                follow=self._follow,
+                clock=clock,
+                max_waiting=settings.compute_api.max_waiting,
+            )
+            self._own_address = Address("0x" + self._ledger.secret("address", secrets.token_bytes(20)).hex())
+            # stop() closes the ledger from here on; until here a failure does
+            self._stack = stack.pop_all()
 
     def start(self) -> None:
         """Hand over what waits, and listen where the owner wants that. Raises ConfigError."""

@@ -10,6 +10,8 @@ The libraries behind it come with the extra `compute`, so they are imported by w
 import re
 from typing import NewType
 
+from node_agent.compute.recovery import recovered_key
+
 Address = NewType("Address", str)
 """An account: 0x and 40 hexadecimal digits, in lower case."""
 
@@ -17,7 +19,6 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _SIGNATURE = re.compile(r"(?:0x)?([0-9a-fA-F]{130})\Z")
 _PREFIX = b"\x19Ethereum Signed Message:\n32"
 _V_OFFSET = 27
-_UNCOMPRESSED_MARK = 1  # the byte before a public key's two coordinates
 
 
 def parse_address(text: object) -> Address | None:
@@ -44,7 +45,9 @@ def signer_of(text: str, signature: str) -> Address | None:
     recovery = raw[64] - _V_OFFSET if raw[64] >= _V_OFFSET else raw[64]
     if recovery not in {0, 1}:
         return None
-    return _recovered(keccak(_PREFIX + keccak(text.encode(errors="replace"))), raw[:64] + bytes([recovery]))
+    hashed = keccak(_PREFIX + keccak(text.encode(errors="replace")))
+    key = recovered_key(hashed, raw[:64] + bytes([recovery]))
+    return None if key is None else address_of_key(key)
 
 
 def address_of_key(public_key: bytes) -> Address:
@@ -57,15 +60,3 @@ def keccak(content: bytes) -> bytes:
     from Crypto.Hash import keccak as hashes
 
     return hashes.new(data=content, digest_bits=256).digest()
-
-
-def _recovered(message: bytes, signature: bytes) -> Address | None:
-    from coincurve import PublicKey
-
-    try:
-        key = PublicKey.from_signature_and_message(signature, message, hasher=None)
-    except ValueError:
-        return None
-    except Exception:  # noqa: BLE001 - the library says so with a bare exception
-        return None
-    return address_of_key(key.format(compressed=False)[_UNCOMPRESSED_MARK:])

@@ -5,7 +5,7 @@ else cannot have one.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from node_agent.domain import contract
@@ -16,6 +16,8 @@ from node_agent.errors import StartFailed
 
 LARGEST_INPUT = 16 * 2**20
 """Bytes; the description repeats the arguments, and those of a larger input would be copied for nobody."""
+_DEEPEST = 100
+"""Levels. JSON can be read deeper than it can be written, and the indentation grows with the square of the depth."""
 
 
 def run_context(
@@ -57,7 +59,27 @@ def _parsed(content: bytes) -> dict[str, Any]:
         raise StartFailed(
             "This node describes every run in a file (run_context_file), and the input is not JSON."
         ) from error
+    if _is_deep(asked):
+        raise StartFailed(
+            "This node describes every run in a file (run_context_file), and the input nests too deeply for it: "
+            f"more than {_DEEPEST} levels."
+        )
     return asked if isinstance(asked, dict) else {}
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: object) -> Collection[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _inputs(requests: Sequence[DatabaseRequest], databases: Sequence[Database]) -> list[dict[str, Any]]:

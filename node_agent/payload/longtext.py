@@ -78,7 +78,7 @@ def spool_json(
 
 
 def written_json(tree: object) -> Chunks:
-    """Write a tree as JSON; its strings may be LongText, or Chunks that need no escaping."""
+    """Write a tree as JSON; its strings may be LongText, or Chunks that need no escaping. Raises BadJson."""
     # nobody outside can know the mark, so no string that came from outside is taken for one
     mark = f"long-text-{secrets.token_hex(16)}-"
     found: list[Chunks] = []
@@ -87,7 +87,11 @@ def written_json(tree: object) -> Chunks:
         found.append(_inside_of_string(value))
         return f"{mark}{len(found) - 1}-"
 
-    text = json.dumps(tree, default=keep, allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(tree, default=keep, allow_nan=False, separators=(",", ":"))
+    except RecursionError as error:
+        # what can be read may nest deeper than what can be written
+        raise BadJson("nested too deeply") from error
     parts = re.split(f"{mark}([0-9]+)-", text)
     return _Joined(
         tuple(found[int(part)] if number % 2 else Literal(part.encode()) for number, part in enumerate(parts))

@@ -26,7 +26,7 @@ from node_agent.payload.envelope import (
     unseal_blob,
 )
 from node_agent.payload.keys import KeyUnreadable, PrivateKey, PublicKey
-from node_agent.payload.longtext import LongText, written_json
+from node_agent.payload.longtext import BadJson, LongText, written_json
 
 log = structlog.get_logger()
 
@@ -95,7 +95,10 @@ class EnvelopeSealer:
         if not isinstance(asked, list) or len(asked) > MAX_ORGANIZATIONS:
             raise CannotSeal(f"`organizations` must be a list of at most {MAX_ORGANIZATIONS}.")
         # every input is looked at before the first byte leaves
-        return written_json({**task, "organizations": [self._sealed_part(part) for part in asked]})
+        try:
+            return written_json({**task, "organizations": [self._sealed_part(part) for part in asked]})
+        except BadJson as error:
+            raise CannotSeal(f"The body is {error}.") from error
 
     def open_results(self, body: Body, parse: Callable[[Body], object]) -> Body:
         """Open every result that is sealed for this node; the others pass unchanged."""

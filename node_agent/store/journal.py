@@ -87,10 +87,10 @@ class SqliteJournal:
             self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
+                self._path.chmod(0o600)
             except BaseException:
                 self._connection.close()
                 raise
-        self._path.chmod(0o600)
 
     def _prepare(self) -> None:
         self._connection.row_factory = sqlite3.Row

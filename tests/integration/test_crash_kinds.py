@@ -20,7 +20,7 @@ from tests.lab.counting import ALGORITHM, counted, counting_image
 from tests.lab.crash_points import ALL_PLACES, Kind, Node, beyond
 from tests.lab.images import script_image, shell_image
 from tests.lab.nesting import CALLS
-from tests.lab.registry import registry
+from tests.lab.registry import Registry, registry
 from tests.lab.sandbox import SandboxLab
 from tests.parts import engine_client
 
@@ -94,8 +94,6 @@ def ended_by_others(bench: Bench) -> Node:
 def failing_and_pulled(bench: Bench) -> Node:
     """Runs whose algorithm fails, and runs whose image a registry has."""
     shop = bench.stack.enter_context(registry())
-    pushed = shop.push(bench.client, bench.plain.image, f"crash-{os.getpid()}:1")
-    bench.stack.callback(_forget, bench.client, pushed.reference)
     allowed = {"algorithms": ["node-agent-lab/*", f"{shop.host}/*"]}
     node, _ = bench.node({"policy": allowed, "images": {"pull": "missing"}})
     usual = node.undisturbed(bench.plain)
@@ -103,17 +101,22 @@ def failing_and_pulled(bench: Bench) -> Node:
         name="failing", image=shell_image(bench.client, "counting-failing", FAILING), ends=("crashed",)
     )
     node.die_at(failing, beyond(node.undisturbed(failing), usual, every=12))
-    pulled = Kind(name="pulled", image=pushed.reference)
-    places = beyond(node.undisturbed(pulled), usual, every=12)
-    for place in places:
-        _forget(bench.client, pushed.reference)
-        node.die_at(pulled, [place])
+    places = beyond(node.undisturbed(_pulled(bench, shop, 0)), usual, every=12)
+    for number, place in enumerate(places, start=1):
+        node.die_at(_pulled(bench, shop, number), [place])
     return node
+
+
+def _pulled(bench: Bench, shop: Registry, number: int) -> Kind:
+    """Offer the image under a name that no earlier run had: theirs may still be in use, so it cannot be removed."""
+    pushed = shop.push(bench.client, bench.plain.image, f"crash-{os.getpid()}:{number}")
+    bench.stack.callback(_forget, bench.client, pushed.reference)
+    return Kind(name="pulled", image=pushed.reference)
 
 
 def _forget(client: docker.DockerClient, reference: str) -> None:
     with contextlib.suppress(docker.errors.ImageNotFound):
-        client.images.remove(reference)
+        client.images.remove(reference, force=True)
 
 
 def with_subtasks(bench: Bench) -> Node:

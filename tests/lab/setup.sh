@@ -2,6 +2,7 @@
 # Brings a fresh Debian or Ubuntu machine to the point where everything in this repository can run:
 # Debian packages that are missing, the virtual environment .venv, and this project installed in it.
 # Safe to repeat: what is already there is left alone, and a second run takes well under a second.
+# PYTHON names another Python than the machine's, VENV another place for its environment.
 #
 #   tests/lab/setup.sh          everything
 #   tests/lab/setup.sh rootless everything, and engines that run without root
@@ -12,9 +13,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scope=${1:-all}
 rootless=no
 [ "$scope" != rootless ] || { scope=all rootless=yes; }
+venv=${VENV:-.venv}
 mkdir -p .lab
 
 python_needed="Python 3.11 or newer is needed, and this distribution's python3 is older: install one and try again"
+[ -z "${PYTHON:-}" ] || python_needed="PYTHON=$PYTHON is not there, does not run, or is older than 3.11: name another one"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -74,7 +77,7 @@ cause_in() {
 
 find_python() {
   local candidate
-  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$candidate"
       return 0
@@ -88,7 +91,7 @@ find_python() {
 missing_packages() {
   local python
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
-  python=$(find_python) || { echo python3; echo python3-venv; }
+  python=$(find_python) || [ -n "${PYTHON:-}" ] || { echo python3; echo python3-venv; }
   [ -z "$python" ] || "$python" -c 'import venv, ensurepip' 2>/dev/null || venv_package "$python"
   if [ "$scope" = fresh ]; then
     have mmdebstrap || echo mmdebstrap
@@ -183,30 +186,33 @@ ensure_packages() {
 # --- Virtual environment -------------------------------------------------------------------------------------
 
 ensure_venv() {
-  local python stamp
+  local python made_with stamp
   python=$(find_python) || fail "$python_needed"
-  if ! .venv/bin/python -c '' 2>/dev/null; then
-    say "creating .venv with $("$python" --version)"
-    "$python" -m venv --clear .venv
+  # An environment belongs to the Python it was made with: packages of another one are not found or do not load.
+  made_with=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2], sys.base_prefix)')
+  if [ "$(cat "$venv/.python" 2>/dev/null)" != "$made_with" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
+    say "creating $venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv"
     # Whatever the lab installs is found out by this pip, which takes a third of the time that Python's own may take.
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25' ||
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25' ||
       say "pip stays as Python brought it along, which works and is slower"
+    printf '%s' "$made_with" >"$venv/.python"
   fi
-  stamp="$(.venv/bin/python --version) $(pwd) $(sha256sum <pyproject.toml)"
-  [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ] || return 0
+  stamp="$("$venv/bin/python" --version) $(pwd) $(sha256sum <pyproject.toml)"
+  [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
   local started=$SECONDS
-  say "installing this project and its development tools into $PWD/.venv, about a minute"
-  .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev,compute]' 2>.lab/pip.log ||
+  say "installing this project and its development tools into $PWD/$venv, about a minute"
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check -e '.[dev,compute]' 2>.lab/pip.log ||
     fail "pip could not install the project: $(cause_in .lab/pip.log) (.lab/pip.log)"
   say "environment: done in $((SECONDS - started)) s"
-  printf '%s' "$stamp" >.venv/.stamp
+  printf '%s' "$stamp" >"$venv/.stamp"
 }
 
 main() {
   # Two commands started at once must not install at once.
   exec 9>.lab/setup.lock
   flock 9
-  [ -x .venv/bin/python ] || check_space "$([ "$scope" = all ] && echo 8 || echo 2)"
+  [ -x "$venv/bin/python" ] || check_space "$([ "$scope" = all ] && echo 8 || echo 2)"
   ensure_packages
   ensure_venv
 }

@@ -306,3 +306,11 @@ def test_memory_does_not_grow_with_a_long_text(tmp_path):
         tracemalloc.stop()
     assert length == size + len('{"result":""}')
     assert peak < 4 << 20
+
+
+def test_a_tree_that_nests_too_deeply_is_refused_when_it_is_written() -> None:
+    tree: list[object] = []
+    for _ in range(300_000):
+        tree = [tree]
+    with pytest.raises(BadJson, match="nested too deeply"):
+        written_json(tree)

@@ -217,3 +217,13 @@ def test_without_encryption_blobs_travel_as_base64(content):
 def test_without_encryption_a_blob_that_is_not_base64_passes_as_it_is():
     body = Literal(b"not base64!")
     assert PlainSealer().open_blob(body) is body
+
+
+def test_a_task_that_nests_too_deeply_cannot_be_sealed(sealer):
+    deep = []
+    for _ in range(300_000):
+        deep = [deep]
+    with pytest.raises(CannotSeal, match="nested too deeply"):
+        sealer.seal_inputs(
+            Literal(b"{}"), {"organizations": [{"id": 1, "input": text(b"{}")}], "kwargs": deep}
+        )

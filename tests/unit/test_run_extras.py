@@ -54,6 +54,20 @@ def described(content: object, *requests: DatabaseRequest) -> Any:
     return json.loads(made)
 
 
+def nested(depth: int) -> bytes:
+    return b'{"method": "average", "args": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+def test_an_input_may_nest_as_deep_as_anybody_writes() -> None:
+    assert described(nested(99))["entrypoint"] == {"name": "average"}
+
+
+@pytest.mark.parametrize("depth", [100, 600, 900, 5_000, 60_000, 1_000_000])
+def test_an_input_that_nests_too_deeply_fails_the_run_and_not_the_agent(depth: int) -> None:
+    with pytest.raises(StartFailed):
+        described(nested(depth))
+
+
 def test_a_run_is_described_in_the_recorded_form() -> None:
     asked = {"method": "average", "args": [1], "kwargs": {"column": "age"}}
     request = DatabaseRequest(label="default", query="not told", arguments={"depth": 2})

@@ -1,6 +1,8 @@
 """What the embedded server keeps, and who counts as present, without a socket."""
 
 import stat
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,32 @@ from node_agent.sandbox.server.refusal import Refusal
 from node_agent.sandbox.server.rooms import Rooms, flattened
 from node_agent.sandbox.server.tokens import Lifetimes, Mint
 from node_agent.sandbox.server.work import LOG_LIMIT, append_log
+from tests.open_files import open_files_in
 
 
 @pytest.fixture
-def database() -> Database:
-    made = Database()
-    populate(made, Plan.of(("alpha", "beta")), hash_password=lambda password: "")
-    made.change(
+def books() -> Iterator[Database]:
+    with closing(Database()) as made:
+        yield made
+
+
+@pytest.fixture
+def database(books: Database) -> Database:
+    populate(books, Plan.of(("alpha", "beta")), hash_password=lambda password: "")
+    books.change(
         "INSERT INTO task (name, description, image, collaboration_id, job_id, init_org_id, databases, plain,"
         " created_at) VALUES ('', '', 'i', 1, 1, 1, '[]', 0, '')"
     )
-    made.change(
+    books.change(
         "INSERT INTO run (task_id, organization_id, node_id, input, assigned_at) VALUES (1, 1, 11, '', '')"
     )
-    return made
+    return books
 
 
 # --- who takes part -------------------------------------------------------------------------------------------
 
 
-def test_every_member_gets_a_node_and_every_organization_a_user() -> None:
-    made = Database()
+def test_every_member_gets_a_node_and_every_organization_a_user(books: Database) -> None:
     plan = Plan(
         organizations=("alpha", "beta"),
         collaborations=(
@@ -45,26 +52,26 @@ def test_every_member_gets_a_node_and_every_organization_a_user() -> None:
             CollaborationPlan(name="two", organizations=("beta",), encrypted=True),
         ),
     )
-    credentials = populate(made, plan, hash_password=lambda password: "")
+    credentials = populate(books, plan, hash_password=lambda password: "")
     assert set(credentials.passwords) == {"alpha", "beta"}
     assert set(credentials.api_keys) == {("one", "alpha"), ("one", "beta"), ("two", "beta")}
     assert len(set(credentials.api_keys.values())) == 3
     assert credentials.api_key("beta") == credentials.api_keys["one", "beta"]
-    assert made.value("SELECT min(id) FROM node") > made.value("SELECT max(id) FROM organization")
+    assert books.value("SELECT min(id) FROM node") > books.value("SELECT max(id) FROM organization")
 
 
 @pytest.mark.parametrize("names", [(), ("",), ("a b",), ("x" * 50,), ("alpha", "alpha"), ("a,b",)])
-def test_names_that_are_none_are_refused(names: tuple[str, ...]) -> None:
+def test_names_that_are_none_are_refused(books: Database, names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError):
-        populate(Database(), Plan.of(names))
+        populate(books, Plan.of(names))
 
 
-def test_a_collaboration_of_strangers_is_refused() -> None:
+def test_a_collaboration_of_strangers_is_refused(books: Database) -> None:
     plan = Plan(
         organizations=("alpha",), collaborations=(CollaborationPlan(name="x", organizations=("beta",)),)
     )
     with pytest.raises(ConfigError, match="beta"):
-        populate(Database(), plan, hash_password=lambda password: "")
+        populate(books, plan, hash_password=lambda password: "")
 
 
 def test_credentials_are_kept_for_the_owner_only(tmp_path: Path) -> None:
@@ -99,16 +106,27 @@ def test_a_sandbox_that_is_opened_again_is_the_same(tmp_path: Path) -> None:
 
 
 def test_two_sandboxes_cannot_share_a_state_directory(tmp_path: Path) -> None:
-    first = SandboxServer(Plan.of(("alpha",)), state_dir=tmp_path)
-    with pytest.raises(ConfigError, match="Another sandbox"):
+    with (
+        closing(SandboxServer(Plan.of(("alpha",)), state_dir=tmp_path)),
+        pytest.raises(ConfigError, match="Another sandbox"),
+    ):
         SandboxServer(Plan.of(("alpha",)), state_dir=tmp_path)
-    first.close()
 
 
 def test_a_database_that_is_none_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "server.sqlite").write_bytes(b"this is no database" * 100)
-    with pytest.raises(ConfigError, match="--state-dir"):
+    with pytest.raises(ConfigError, match="--state-dir") as refusal:
         SandboxServer(Plan.of(("alpha",)), state_dir=tmp_path)
+    assert (open_files_in(tmp_path), refusal.type) == ([], ConfigError)
+
+
+def test_a_sandbox_that_cannot_begin_keeps_no_file_open(tmp_path: Path) -> None:
+    SandboxServer(Plan.of(("alpha",)), state_dir=tmp_path).close()
+    (tmp_path / "credentials.json").write_text("[]")
+    # the refusal keeps what was being made, so nothing but a close lets go of the files
+    with pytest.raises(ConfigError, match="begin anew") as refusal:
+        SandboxServer(Plan.of(("alpha",)), state_dir=tmp_path)
+    assert (open_files_in(tmp_path), refusal.type) == ([], ConfigError)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The embedded server's rules, called without a socket."""
 
 import base64
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -124,9 +125,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    database = Database()
-    return Desk(database, Mint(), populate(database, PLAN, hash_password=quick_hash))
+def desk() -> Iterator[Desk]:
+    with contextlib.closing(Database()) as database:
+        yield Desk(database, Mint(), populate(database, PLAN, hash_password=quick_hash))
 
 
 def message(answer: TestResponse) -> str:

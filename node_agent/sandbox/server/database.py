@@ -50,7 +50,11 @@ class Database:
             self._connection = sqlite3.connect(
                 str(file or ":memory:"), check_same_thread=False, isolation_level=None
             )
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
         except sqlite3.Error as error:
             raise ConfigError(
                 f"The sandbox's database {file} cannot be used: {error}.",

@@ -63,10 +63,11 @@ class SandboxServer:
         with contextlib.ExitStack() as stack:
             if state_dir is not None:
                 stack.enter_context(_claimed(state_dir))
-            self.database, self.credentials = _opened(plan or Plan.of(), state_dir)
-            # kept when all went well, given back when not
-            self._claim = stack.pop_all()
-        self.mint = Mint(_secret_of(self.database), lifetimes)
+            self.database = stack.enter_context(contextlib.closing(_database_in(state_dir)))
+            self.credentials = _credentials_of(self.database, plan or Plan.of(), state_dir)
+            self.mint = Mint(_secret_of(self.database), lifetimes)
+            # close() closes them from here on; until here a failure does
+            self._opened = stack.pop_all()
         self.rooms = Rooms(self.database, self.mint)
         backend = Backend(
             database=self.database, mint=self.mint, links=Links(self._api_path), tell=self.rooms.tell
@@ -157,8 +158,7 @@ class SandboxServer:
     def close(self) -> None:
         """Stop, and close the books."""
         self.stop()
-        self.database.close()
-        self._claim.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         try:
@@ -200,19 +200,24 @@ def _claimed(state_dir: Path) -> IO[str]:
     return lock
 
 
-def _opened(plan: Plan, state_dir: Path | None) -> tuple[Database, Credentials]:
+def _database_in(state_dir: Path | None) -> Database:
     if state_dir is None:
-        database = Database()
-        return database, populate(database, plan)
+        return Database()
     file = state_dir / "server.sqlite"
     # made before SQLite does, whose files everybody may read
     os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-    database = Database(file)
+    return Database(file)
+
+
+def _credentials_of(database: Database, plan: Plan, state_dir: Path | None) -> Credentials:
+    """Return the credentials of everybody in the database, which is filled as planned when it is empty."""
+    if state_dir is None:
+        return populate(database, plan)
     secrets_file = state_dir / "credentials.json"
     if not is_populated(database):
         with database.transaction():
             save_credentials(populate(database, plan), secrets_file)
-    return database, load_credentials(secrets_file)
+    return load_credentials(secrets_file)
 
 
 def _secret_of(database: Database) -> str:

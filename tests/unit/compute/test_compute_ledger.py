@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from node_agent.compute.ledger import (
     TooManyOpen,
 )
 from node_agent.errors import ConfigError
+from tests.open_files import open_files_in
 
 ANNE, BERT = "0x" + "a" * 40, "0x" + "b" * 40
 
@@ -88,7 +90,7 @@ def test_a_marked_text_is_good_for_no_other_nonce_and_a_refused_one_is_not_marke
 
 def test_asking_for_a_nonce_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
     ledger.last_nonce(ANNE)
-    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
         assert connection.execute("SELECT count(*) FROM nonce").fetchone() == (0,)
 
 
@@ -157,8 +159,9 @@ def test_numbers_of_jobs_are_never_given_twice(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     numbers = [add(first, "1"), add(first, "2")]
     first.close()
-    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
         connection.execute("DELETE FROM job")
+        connection.commit()
     again = Ledger(tmp_path)
     numbers.append(add(again, "3"))
     again.close()
@@ -235,10 +238,13 @@ def test_the_secret_of_the_tokens_stays_the_same(tmp_path: Path) -> None:
 
 def test_books_of_a_newer_agent_are_refused_and_left_alone(tmp_path: Path) -> None:
     Ledger(tmp_path).close()
-    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(ConfigError, match="newer node-agent"):
+        connection.commit()
+    # the refusal keeps what was being made, so nothing but a close lets go of the file
+    with pytest.raises(ConfigError, match="newer node-agent") as refusal:
         Ledger(tmp_path)
+    assert (open_files_in(tmp_path), refusal.type) == ([], ConfigError)
 
 
 def test_damaged_books_are_refused(tmp_path: Path) -> None:
