@@ -42,6 +42,9 @@ MAX_HEADER = 64 << 10
 MAX_BODY = 8 << 20
 """Larger bodies are refused here; what is smaller and still too large, by the application."""
 _LONGEST_REASON = 200
+_MOST_DISCARDED = 4 << 20
+_DISCARD_SECONDS = 1.0
+_PIECE = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +184,25 @@ class _Request(HTTPRequest):
         self.close_connection = True
         try:
             self.conn.wfile.write(head.encode() + body)
+            _take_the_rest(self.conn.socket)
         except OSError as error:
             log.debug("compute_connection_lost", reason=type(error).__name__)
+
+
+def _take_the_rest(sock: socket.socket) -> None:
+    """End the answer, and discard what the client still sends until it has read that, within bounds.
+
+    Closing a connection whose bytes are unread resets it, and the client may lose the answer.
+    """
+    left, until = _MOST_DISCARDED, time.monotonic() + _DISCARD_SECONDS
+    # of a TLS connection too this ends the plain one below it, and what is read then is not decrypted
+    sock.shutdown(socket.SHUT_WR)
+    while left > 0 and (seconds := until - time.monotonic()) > 0:
+        sock.settimeout(seconds)
+        discarded = len(sock.recv(_PIECE))
+        if not discarded:
+            return
+        left -= discarded
 
 
 class _Connection(HTTPConnection):
