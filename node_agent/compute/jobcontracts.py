@@ -71,8 +71,8 @@ class OceanContract:
 
     def capture(self, run: Run, ports: Ports) -> None:
         """Take over the folder of outputs. Raises OutputTooLarge, DiskFull."""
-        outputs = ports.folders.outputs_path(run.id, oceancontract.OUTPUTS)
-        self._results.collect(self._job.id, outputs=outputs, limit=ports.settings.output_size)
+        with ports.folders.opened_outputs(run.id, oceancontract.OUTPUTS) as outputs:
+            self._results.collect(self._job.id, outputs=outputs, limit=ports.settings.output_size)
 
     def has_result(self, run: Run, ports: Ports) -> bool:
         """Tell whether there was any file among the outputs."""
