@@ -437,8 +437,8 @@ class RunFolders(Protocol):
         executable: Collection[str],
         writable: Collection[str],
         open_to_all: bool,
-    ) -> Path:
-        """Make the run's private folder with these files and these writable folders in it, by their names; give its path.
+    ) -> "PrivateFolder":
+        """Make the run's private folder with these files and these writable folders in it, by their names.
 
         To be called before the container begins: later what lies there is the algorithm's.
         """
@@ -525,6 +525,17 @@ class Folders:
     """Becomes `/mnt/data`: holds `task-<9 digits>/` with input, output and token."""
     temporary: Path
     """Becomes `/mnt/tmp`, shared by all runs of the job."""
+    user: tuple[int, int]
+    """The uid and gid whom they are made for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateFolder:
+    """A host path that one run's container mounts."""
+
+    path: Path
+    user: tuple[int, int]
+    """The uid and gid whom it is made for."""
 
 
 class Databases(Protocol):

@@ -3,7 +3,7 @@
     <state_dir>/runs/000000012/          one run; 0700, the agent's
         input                            until the container's folder takes it over
         mount/                           becomes /mnt/data in the container, or /data
-            task-000000012/              input, output, token; owned by the container's user
+            task-000000012/              input, output, token; owned by the container's user (store.users)
             outputs/, logs/              those of the Ocean contract; what else lies there then stays the agent's
         run_context.json                 only where the owner wants it; goes the way of the input
         result, log, log.final           what was taken over from the container
@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from node_agent.domain.contract import RUN_CONTEXT_NAME
-from node_agent.domain.ports import Folders
+from node_agent.domain.ports import Folders, PrivateFolder
 from node_agent.domain.run import RunId
 from node_agent.domain.runlogs import LiveMark
 from node_agent.domain.secret import Secret
@@ -34,7 +34,7 @@ from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
 from node_agent.store.disk import disk_errors, free_bytes, sync_folder
 from node_agent.store.untrusted.copying import clone_or_copy
-from node_agent.store.untrusted.giving import User, hand_over, made_folder, make_file, move_in, write_in
+from node_agent.store.untrusted.giving import hand_over, made_folder, make_file, move_in, share, write_in
 from node_agent.store.untrusted.opening import (
     is_file,
     kind_of,
@@ -43,19 +43,26 @@ from node_agent.store.untrusted.opening import (
     own_file,
 )
 from node_agent.store.untrusted.trees import remove_tree, tree_size
+from node_agent.store.users import RunUsers, User
 
 _HANDED_OVER = ("input", "output", "token", RUN_CONTEXT_NAME)
 
 
 class DiskRunFolders:
-    """The folders of one agent, made for containers that run as *user* (uid, gid)."""
+    """The folders of one agent.
 
-    def __init__(self, state_dir: Path, *, user: User, keep_seconds: float = 0.0) -> None:
+    They are made for containers that run as *user* (uid, gid), or, where there are *ids*, as a uid for each run and a group
+    for each job out of these.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, user: User, ids: range | None = None, keep_seconds: float = 0.0
+    ) -> None:
         self._runs = state_dir / "runs"
         self._jobs = state_dir / "jobs"
         self._kept = state_dir / "kept"
         self._keeps = keep_seconds > 0
-        self._user = user
+        self._users = RunUsers(self._runs, self._jobs, shared=user, ids=ids)
         with disk_errors():
             for folder in (self._runs, self._jobs):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -107,17 +114,34 @@ class DiskRunFolders:
     def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> Folders:
         """Make everything ready that the container mounts; an output that exists already is left alone."""
         private, temporary = self._mount(run_id), self._jobs / job
+        user = self._users.of(run_id, job)
         mode = 0o777 if open_to_all else 0o700
-        with disk_errors(), made_folder(private) as mount, made_folder(_task_name(run_id), mount) as task:
+        with (
+            disk_errors(),
+            self._made_mount(run_id) as mount,
+            made_folder(_task_name(run_id), mount) as task,
+        ):
             for folder in (mount, task):
-                hand_over(folder, mode, self._user)
+                hand_over(folder, mode, user)
             with made_folder(temporary) as shared:
-                hand_over(shared, mode, self._user)
-                os.utime(shared)
-            self._fill_task(run_id, task, token, mode & 0o666)
-        return Folders(private=private, temporary=temporary)
+                self._share(shared, user, mode)
+            self._fill_task(run_id, task, token, mode & 0o666, user)
+        return Folders(private=private, temporary=temporary, user=user)
 
-    def _fill_task(self, run_id: RunId, task: int, token: Secret, mode: int) -> None:
+    @contextmanager
+    def _made_mount(self, run_id: RunId) -> Iterator[int]:
+        self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
+        with made_folder(self._mount(run_id)) as mount:
+            yield mount
+
+    def _share(self, folder: int, user: User, mode: int) -> None:
+        if self._users.are_apart:
+            share(folder, user[1], mode | 0o070)
+        else:
+            hand_over(folder, mode, user)
+        os.utime(folder)
+
+    def _fill_task(self, run_id: RunId, task: int, token: Secret, mode: int, user: User) -> None:
         ours = self._folder(run_id)
         # the input last: as long as it is not there, whatever is made from it can be made again
         for name in (RUN_CONTEXT_NAME, "input"):
@@ -132,7 +156,7 @@ class DiskRunFolders:
         for name in _HANDED_OVER:
             with opened_file(name, task) as given:
                 if given is not None:
-                    hand_over(given, mode, self._user)
+                    hand_over(given, mode, user)
 
     def furnish(
         self,
@@ -142,17 +166,18 @@ class DiskRunFolders:
         executable: Collection[str],
         writable: Collection[str],
         open_to_all: bool,
-    ) -> Path:
-        """Make the run's private folder with these files and writable folders in it, by their names; return its path."""
+    ) -> PrivateFolder:
+        """Make the run's private folder with these files and writable folders in it, by their names."""
+        user = self._users.of(run_id, None)
         mode = 0o777 if open_to_all else 0o700
-        with disk_errors(), made_folder(self._mount(run_id)) as private:
-            hand_over(private, mode, self._user)
+        with disk_errors(), self._made_mount(run_id) as private:
+            hand_over(private, mode, user)
             for name in writable:
                 with made_folder(name, private) as folder:
-                    hand_over(folder, mode, self._user)
+                    hand_over(folder, mode, user)
             for name, content in files.items():
                 _furnish_file(private, name, content, mode=0o755 if name in executable else 0o644)
-        return self._mount(run_id)
+        return PrivateFolder(path=self._mount(run_id), user=user)
 
     @contextmanager
     def opened_outputs(self, run_id: RunId, name: str) -> Iterator[int | None]:
@@ -305,6 +330,7 @@ class DiskRunFolders:
     def remove(self, run_id: RunId) -> None:
         """Delete everything of the run; already gone is fine."""
         _remove(self._folder(run_id))
+        self._users.release_run(run_id)
 
     def stored_runs(self, *, before: float) -> Iterable[RunId]:
         """List the runs whose directory was last changed before that time."""
@@ -317,6 +343,7 @@ class DiskRunFolders:
     def remove_job(self, job: JobKey) -> None:
         """Delete the temporary folder of a job; already gone is fine."""
         _remove(self._jobs / job)
+        self._users.release_job(job)
 
     def _folder(self, run_id: RunId) -> Path:
         return self._runs / f"{run_id:09d}"

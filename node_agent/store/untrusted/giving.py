@@ -2,6 +2,8 @@
 
 import errno
 import os
+import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,13 +11,21 @@ from pathlib import Path
 from node_agent.errors import StartFailed
 from node_agent.store.untrusted.copying import copy
 from node_agent.store.untrusted.opening import NOT_THERE, open_unlocked, own_file
+from node_agent.store.users import User
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TAKEN = (NOT_THERE - {errno.EACCES}) | {errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}
 """What fails with these has something of another kind in its way, which only an algorithm can have put there."""
 
-User = tuple[int, int]
-"""The uid and gid that containers run as."""
+_DEFAULT_ACL = "system.posix_acl_default"
+_GROUP_WRITES = struct.pack(
+    "<I" + "HHI" * 4,
+    2,  # the version
+    *(0x01, 0o7, 0xFFFFFFFF),  # the owner
+    *(0x04, 0o7, 0xFFFFFFFF),  # the group
+    *(0x10, 0o7, 0xFFFFFFFF),  # the mask
+    *(0x20, 0o5, 0xFFFFFFFF),  # everybody else, whom the folder itself keeps out
+)
 
 
 def hand_over(descriptor: int, mode: int, user: User) -> None:
@@ -23,6 +33,18 @@ def hand_over(descriptor: int, mode: int, user: User) -> None:
     if os.geteuid() == 0:
         os.fchown(descriptor, *user)
     os.fchmod(descriptor, mode)
+
+
+def share(folder: int, group: int, mode: int) -> None:
+    """Give an open folder to a group; what its members make in it is the group's, and as far as possible writable to it.
+
+    Whoever owns it keeps it: a container that an earlier agent started may still have it mounted.
+    """
+    os.fchown(folder, -1, group)
+    os.fchmod(folder, mode | stat.S_ISGID)
+    # without access lists members read each other's files, and write to those whose makers let them
+    with suppress(OSError):
+        os.setxattr(folder, _DEFAULT_ACL, _GROUP_WRITES)
 
 
 @contextmanager
