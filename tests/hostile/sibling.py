@@ -4,11 +4,16 @@
     sibling.py leave             hand the own task folder to whoever listens at /mnt/tmp/door, leave an output, and end
     sibling.py serve TARGET USER do one attack for each line `attack folder` on the standard input, as that user
 
+    sibling.py hoard             take every inotify instance of the kernel for this uid, and keep them
+    sibling.py watch             make one inotify instance
+    sibling.py use               wait at /mnt/tmp/door for a folder's descriptor, and try to make and rename files in it
+
 Needs nothing but Python, since it is also the only file of an image.
 """
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -81,14 +86,51 @@ ATTACKS = {"output": exchange_output, "pipes": to_pipes, "links": to_links}
 
 
 def listen(target):
+    with leaked() as (folder, caller):
+        exchange_output(folder, target, lambda: caller.send(b"!"))
+    print("exchanged", flush=True)
+
+
+@contextlib.contextmanager
+def leaked():
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(DOOR)
+        os.chmod(DOOR, 0o777)  # noqa: PTH101, S103 - for the sibling, which may be another user
         door.listen()
         caller, _ = door.accept()
         _, descriptors, _, _ = socket.recv_fds(caller, 1, 1)
-        exchange_output(descriptors[0], target, lambda: caller.send(b"!"))
+        yield descriptors[0], caller
         caller.close()
-    print("exchanged", flush=True)
+
+
+def use():
+    attempts = {
+        "make": lambda folder: os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=folder),
+        "rename": lambda folder: os.rename("output", "other", src_dir_fd=folder, dst_dir_fd=folder),
+        "link": lambda folder: os.symlink("/etc/passwd", "link", dir_fd=folder),
+        "read": lambda folder: os.open("input", os.O_RDONLY, dir_fd=folder),
+    }
+    with leaked() as (folder, caller):
+        for name, attempt in attempts.items():
+            try:
+                attempt(folder)
+                print(name, "works", flush=True)
+            except OSError as error:
+                print(name, errno.errorcode[error.errno], flush=True)
+        caller.send(b"!")
+
+
+def hoard():
+    taken = 0
+    while _LIBC.inotify_init() >= 0:
+        taken += 1
+    print(f"took {taken}: {errno.errorcode[ctypes.get_errno()]}", flush=True)
+    time.sleep(60)
+
+
+def watch_once():
+    made = _LIBC.inotify_init()
+    print("watches" if made >= 0 else errno.errorcode[ctypes.get_errno()], flush=True)
 
 
 def leave():
@@ -120,4 +162,5 @@ def serve(target, user):
 
 
 if __name__ == "__main__":
-    {"listen": listen, "leave": leave, "serve": serve}[sys.argv[1]](*sys.argv[2:])
+    does = {"listen": listen, "leave": leave, "serve": serve, "hoard": hoard, "watch": watch_once, "use": use}
+    does[sys.argv[1]](*sys.argv[2:])

@@ -7,10 +7,10 @@ rights, and a walk waited in a pipe for ever.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import docker
 import pytest
@@ -95,9 +95,9 @@ class Site:
 
 
 @pytest.fixture(params=[ROOT, SERVICE], ids=["root", "service"])
-def site(request: pytest.FixtureRequest, missing: object, quick_dir: Path) -> Site:
+def site(request: pytest.FixtureRequest, missing: Callable[[str], NoReturn], quick_dir: Path) -> Site:
     if os.geteuid() != 0:
-        missing("a test that becomes other users runs as root")  # type: ignore[operator]
+        missing("a test that becomes other users runs as root")
     return Site(quick_dir, request.param)
 
 
