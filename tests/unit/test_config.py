@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from node_agent.app import _warn_of_one_user
 from node_agent.config import ANY_MACHINE, Machine, Settings, load
 from node_agent.config.machine import Kind, ThisMachine
 from node_agent.domain.container import ContainerLimits, PullPolicy, Relaxation
@@ -115,6 +117,23 @@ def test_a_chosen_user_and_that_of_an_ordinary_agent_are_for_all_runs(
 ) -> None:
     settings = load_text(REST + more, tmp_path, PaperMachine(user=user))
     assert (settings.container_ids, settings.container_reader) == (None, settings.container_user)
+
+
+@pytest.mark.parametrize(
+    ("more", "user", "said"),
+    [
+        ("", (1000, 1001), ["runs_share_user"]),
+        ("container_user: '5:6'\n", (1000, 1001), []),
+        ("", (0, 0), []),
+    ],
+    ids=["no root", "chosen", "root"],
+)
+def test_an_agent_that_cannot_give_runs_uids_says_so_unless_the_owner_chose_one_user(
+    tmp_path: Path, more: str, user: tuple[int, int], said: list[str]
+) -> None:
+    with capture_logs() as lines:
+        _warn_of_one_user(load_text(REST + more, tmp_path, PaperMachine(user=user)))
+    assert [line["event"] for line in lines] == said
 
 
 def test_this_machine_can_give_away_as_many_ids_as_its_user_namespace_has() -> None:
