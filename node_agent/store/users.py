@@ -4,8 +4,10 @@ Which id a run or a job has is read from the owner of its folder, which no algor
 and an id is free again only once the folder of whoever had it is gone. Must not know what lies in the folders.
 """
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -81,11 +83,17 @@ class _Ids:
 
 
 def _owners(runs: Path, ids: range, shared: int) -> dict[str, int]:
-    found = {path.parent.name: path.lstat().st_uid for path in runs.glob("*/mount")}
+    found = {path.parent.name: status.st_uid for path, status in _seen(runs.glob("*/mount"))}
     # a container that an agent made before it gave ids keeps the user it has
     return {name: uid for name, uid in found.items() if uid in ids or uid == shared}
 
 
 def _groups(jobs: Path, ids: range) -> dict[str, int]:
-    found = {path.name: path.lstat().st_gid for path in jobs.iterdir()}
+    found = {path.name: status.st_gid for path, status in _seen(jobs.iterdir())}
     return {name: gid for name, gid in found.items() if gid in ids}
+
+
+def _seen(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in paths:
+        with suppress(FileNotFoundError):  # a step may be removing it now
+            yield path, path.lstat()
