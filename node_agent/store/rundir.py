@@ -21,8 +21,8 @@ synced, and renamed.
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from node_agent.domain.contract import RUN_CONTEXT_NAME
@@ -33,11 +33,11 @@ from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
 from node_agent.store.disk import disk_errors, free_bytes, sync_folder
+from node_agent.store.ownfiles import draft_file, new_file, read_if_there, write, write_pieces
 from node_agent.store.untrusted.copying import clone_or_copy
-from node_agent.store.untrusted.giving import hand_over, made_folder, make_file, move_in, share, write_in
+from node_agent.store.untrusted.giving import hand_over, made_folder, make_file, move_in, share, write_below
 from node_agent.store.untrusted.opening import (
     is_file,
-    kind_of,
     opened_file,
     opened_folder,
     own_file,
@@ -76,7 +76,7 @@ class DiskRunFolders:
             return
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write_pieces(self._folder(run_id) / "input", content)
+            write_pieces(self._folder(run_id) / "input", content)
 
     def has_input(self, run_id: RunId) -> bool:
         """Check whether the input is kept."""
@@ -95,7 +95,7 @@ class DiskRunFolders:
     def store_context(self, run_id: RunId, content: bytes) -> None:
         """Keep the run's description, for the container's folder to take over."""
         with disk_errors():
-            _write(self._folder(run_id) / RUN_CONTEXT_NAME, content)
+            write(self._folder(run_id) / RUN_CONTEXT_NAME, content)
 
     def has_context(self, run_id: RunId) -> bool:
         """Check whether the run's description is kept."""
@@ -148,7 +148,7 @@ class DiskRunFolders:
             if is_file(ours / name):
                 move_in(ours / name, task, name)
         draft = ours / ".token.new"
-        with _synced(draft) as file:
+        with draft_file(draft) as file:
             file.write(token.reveal().encode())
         move_in(draft, task, "token")
         os.fsync(task)
@@ -176,7 +176,7 @@ class DiskRunFolders:
                 with made_folder(name, private) as folder:
                     hand_over(folder, mode, user)
             for name, content in files.items():
-                _furnish_file(private, name, content, mode=0o755 if name in executable else 0o644)
+                write_below(private, name, content, mode=0o755 if name in executable else 0o644)
         return PrivateFolder(path=self._mount(run_id), user=user)
 
     @contextmanager
@@ -202,7 +202,7 @@ class DiskRunFolders:
 
     def _keep_result(self, run_id: RunId, output: int | None, *, limit: int) -> int:
         size = 0
-        with _written(self._folder(run_id) / "result") as result:
+        with new_file(self._folder(run_id) / "result") as result:
             if output is not None:
                 _check_size(os.fstat(output).st_size, limit)
                 # whoever has the file open may still write: only what is copied counts
@@ -219,13 +219,13 @@ class DiskRunFolders:
         """Open the run's log for writing, from its beginning; it counts, and is on the disk, when all went well."""
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            with _written(self._folder(run_id) / "log") as file:
+            with new_file(self._folder(run_id) / "log") as file:
                 yield file
 
     def final_log(self, run_id: RunId, note: str) -> Path | None:
         """Give the file with the log as the researcher gets it: the captured log, then *note*."""
         captured = self._folder(run_id) / "log"
-        content = _read_if_there(captured)
+        content = read_if_there(captured)
         if content and note and not content.endswith(b"\n"):
             content += b"\n"
         content += note.encode(errors="replace")
@@ -233,20 +233,20 @@ class DiskRunFolders:
             return None
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "log.final", content)
+            write(self._folder(run_id) / "log.final", content)
         return self._folder(run_id) / "log.final"
 
     def final_note(self, run_id: RunId, note: str) -> Path:
         """Give a file with *note* alone, for a researcher who does not get the log."""
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "log.final", note.encode(errors="replace"))
+            write(self._folder(run_id) / "log.final", note.encode(errors="replace"))
         return self._folder(run_id) / "log.final"
 
     def live_mark(self, run_id: RunId) -> LiveMark:
         """Say how far the run's log was sent while it ran."""
         try:
-            sent, since = _read_if_there(self._folder(run_id) / "log.live").decode().split()
+            sent, since = read_if_there(self._folder(run_id) / "log.live").decode().split()
             return LiveMark(since=since, sent=int(sent))
         except (OSError, ValueError):
             # never sent, or half written when the power went: what is repeated is replaced at the end
@@ -267,11 +267,11 @@ class DiskRunFolders:
         """Keep the public key of the organization that will read the result."""
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "reader.pub", key.encode())
+            write(self._folder(run_id) / "reader.pub", key.encode())
 
     def reader_key(self, run_id: RunId) -> str | None:
         """Give the public key that was kept; None when there is none."""
-        return _read_if_there(self._folder(run_id) / "reader.pub").decode() or None
+        return read_if_there(self._folder(run_id) / "reader.pub").decode() or None
 
     def seal_result(self, run_id: RunId, sealed: Iterable[bytes]) -> None:
         """Put the sealed result in place of the plain one; does nothing but remove the plain one when it is there already.
@@ -282,7 +282,7 @@ class DiskRunFolders:
         with disk_errors():
             # it has its name only once it is complete and on the disk
             if not is_file(folder / "result.sealed"):
-                _write_pieces(folder / "result.sealed", sealed)
+                write_pieces(folder / "result.sealed", sealed)
             (folder / "result").unlink(missing_ok=True)
             sync_folder(folder)
 
@@ -359,38 +359,6 @@ def _check_size(size: int, limit: int) -> None:
         )
 
 
-def _furnish_file(private: int, name: str, content: bytes, *, mode: int) -> None:
-    """Write a file below the private folder; folders on the way are made, stay the agent's, and everybody may read them."""
-    *above, last = PurePosixPath(name).parts
-    with ExitStack() as opened:
-        folder = private
-        for part in above:
-            is_new = not kind_of(part, folder)
-            folder = opened.enter_context(made_folder(part, folder))
-            if is_new:
-                os.fchmod(folder, 0o755)
-
-        def fill(file: int) -> None:
-            _write_all(file, content)
-            os.fchmod(file, mode)
-
-        write_in(folder, last, fill)
-
-
-def _write_all(file: int, content: bytes) -> None:
-    with os.fdopen(os.dup(file), "wb") as stream:
-        stream.write(content)
-
-
-def _read_if_there(path: Path) -> bytes:
-    """Read a file of ours; one that is not there is empty."""
-    try:
-        with own_file(path) as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
 def _remove(folder: Path) -> None:
     with disk_errors():
         remove_tree(folder)
@@ -414,49 +382,5 @@ def _old_folders(root: Path, before: float) -> list[str]:
     return old
 
 
-_BEHIND = 8 << 20
-"""So many bytes of a large file may wait before the disk begins with them."""
-
-
 def _task_name(run_id: RunId) -> str:
     return f"task-{run_id:09d}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    _write_pieces(path, (content,))
-
-
-def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    with _written(path) as file:
-        begun = written = 0
-        for piece in pieces:
-            written += file.write(piece)
-            if written - begun >= _BEHIND:
-                # The disk begins with this while the next is made: to wait for all of it at the end takes longer.
-                os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
-                begun = written
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name; once it is complete and on the disk it gets its own."""
-    temporary = path.with_name(f".{path.name}.new")
-    with _synced(temporary) as file:
-        yield file
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    """Write a file of ours, and sync it; when anything fails it is gone."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        # half of a large file must not keep the disk full
-        path.unlink(missing_ok=True)
-        raise

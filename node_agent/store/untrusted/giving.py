@@ -5,12 +5,12 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
 from node_agent.errors import StartFailed
 from node_agent.store.untrusted.copying import copy
-from node_agent.store.untrusted.opening import NOT_THERE, open_unlocked, own_file
+from node_agent.store.untrusted.opening import NOT_THERE, kind_of, open_unlocked, own_file
 from node_agent.store.users import User
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -104,6 +104,28 @@ def write_in(folder: int, name: str, fill: Callable[[int], None]) -> None:
             os.close(file)
         os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
+
+
+def write_below(folder: int, name: str, content: bytes, *, mode: int) -> None:
+    """Write a file at a path below *folder*; folders on the way are made, stay the agent's, and everybody may read them."""
+    *above, last = PurePosixPath(name).parts
+    with ExitStack() as opened:
+        for part in above:
+            is_new = not kind_of(part, folder)
+            folder = opened.enter_context(made_folder(part, folder))
+            if is_new:
+                os.fchmod(folder, 0o755)
+
+        def fill(file: int) -> None:
+            _write_all(file, content)
+            os.fchmod(file, mode)
+
+        write_in(folder, last, fill)
+
+
+def _write_all(file: int, content: bytes) -> None:
+    with os.fdopen(os.dup(file), "wb") as stream:
+        stream.write(content)
 
 
 @contextmanager
