@@ -38,6 +38,7 @@ def watch(path, events):
 def wait_for(watching, seconds=10.0):
     if select.select([watching], [], [], seconds)[0]:
         os.read(watching, 65536)
+    os.close(watching)  # the kernel gives a uid few of them
 
 
 def exchange_output(folder, target, said):
