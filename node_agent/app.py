@@ -191,9 +191,13 @@ class Application:
         self._journal = SqliteJournal(settings.state_dir)
         stack.callback(self._journal.close)
         self._folders = DiskRunFolders(
-            settings.state_dir, user=settings.container_user, keep_seconds=settings.keep.folders
+            settings.state_dir,
+            user=settings.container_user,
+            ids=settings.container_ids,
+            keep_seconds=settings.keep.folders,
         )
-        self._catalog = Catalog(settings.databases, agent=this_agent())
+        _warn_of_one_user(settings)
+        self._catalog = Catalog(settings.databases, agent=this_agent(), groups=settings.container_groups)
         self._site = Site.of(settings)
         self._gates = gates_of(settings, self._site, asked=self._runs.asks_for)
         login = login or Login.at(settings.server)
@@ -559,6 +563,12 @@ def _warn_of_names(policy: Policy) -> None:
         log.warning("user_names_not_told", rule="policy.users", reason=NAMES_NOT_TOLD)
 
 
+def _warn_of_one_user(settings: Settings) -> None:
+    chosen = settings.written is not None and settings.written.container_user is not None
+    if settings.container_ids is None and not chosen:
+        log.warning("runs_share_user", uid=settings.container_user[0])
+
+
 def _prepare_state_dir(settings: Settings) -> None:
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -571,8 +581,12 @@ def _prepare_state_dir(settings: Settings) -> None:
 
 
 def _check_databases(settings: Settings) -> None:
-    uid, gid = settings.container_user
-    faults = [fault_of(database, uid=uid, gid=gid, agent=this_agent()) for database in settings.databases]
+    uid, gid = settings.container_reader
+    varies = settings.container_ids is not None
+    faults = [
+        fault_of(database, uid=uid, gid=gid, agent=this_agent(), uid_varies=varies)
+        for database in settings.databases
+    ]
     found = tuple(fault for fault in faults if fault)
     if found:
         raise ConfigError("Algorithms could not read every database.", faults=found)
@@ -607,7 +621,6 @@ def _step_settings(settings: Settings, *, log_mask: LogMask, node_id: int) -> St
         node_name=settings.name,
         pull=settings.images.pull,
         relaxations=settings.relaxations,
-        user=settings.container_user,
         limits=settings.container_limits,
         output_size=settings.limits.output_size,
         log_size=settings.limits.log_size,

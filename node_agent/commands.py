@@ -226,9 +226,11 @@ def _check_databases(settings: Settings) -> Iterator[CheckResult]:
     from node_agent.databases.access import fault_of, this_agent
 
     yield from checks.judge_databases(settings.databases)
-    uid, gid = settings.container_user
+    uid, gid = settings.container_reader
+    varies = settings.container_ids is not None
     for database in settings.databases:
-        yield checks.judge_database(database, fault_of(database, uid=uid, gid=gid, agent=this_agent()))
+        fault = fault_of(database, uid=uid, gid=gid, agent=this_agent(), uid_varies=varies)
+        yield checks.judge_database(database, fault)
 
 
 def _check_key(settings: Settings) -> Iterator[CheckResult]:

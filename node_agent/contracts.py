@@ -34,6 +34,7 @@ class Vantage6Contract:
         return Layout(
             mounts=contract.mounts(folders=folders, databases=seen),
             environment=variables | _extra_variables(run, ports) | outside,
+            user=folders.user,
             gateway_names=inside,
         )
 

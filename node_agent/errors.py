@@ -16,6 +16,7 @@ knows how an error is shown: the command line chooses the exit code by class, th
         DiskUnwritable
           DiskFull
             EngineDiskFull
+        FolderBusy
       RunFailed              the researcher: the run is over and the text says why
         NotAllowed, ImageMissing, DatabaseMissing, InputUnreadable, KeyMissing,
         StartFailed, OutputTooLarge, TimeLimit, ContainerLost
@@ -97,6 +98,10 @@ class DiskFull(DiskUnwritable):
 
 class EngineDiskFull(DiskFull):
     """The disk where the engine keeps its images is full, which need not be that of the state directory."""
+
+
+class FolderBusy(Transient):
+    """A folder cannot be removed now: somebody keeps writing into it, or it holds what this user may not delete."""
 
 
 class RunFailed(NodeAgentError):

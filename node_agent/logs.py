@@ -117,6 +117,7 @@ EVENTS: Mapping[str, str] = {
     "run_listed_after_its_end": "The server still lists a run that is over here.",
     "run_received": "The server has a new run for this node.",
     "run_refused": "The policy refuses the run; `rule` is the one that decided.",
+    "runs_share_user": "All runs have one uid and share its limits: only an agent that is root gives each its own.",
     "runs_taken_up": "After a start: how many runs the journal holds that are not over.",
     "runs_wait": "Runs wait, and why (`cause`: slots, memory, parents, disk, engine, drain).",
     "runs_wait_no_longer": "No run has to wait any more.",

@@ -147,7 +147,7 @@ class Site:
         """Say what is to be proven here."""
         return ProbePlan(
             agent=self.settings.name,
-            user=self.settings.container_user,
+            user=self.settings.container_reader,
             groups=(),
             limits=self.settings.container_limits,
             proxy_port=self.settings.network.proxy_port,

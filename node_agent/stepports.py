@@ -33,7 +33,6 @@ class StepSettings:
     node_name: str
     pull: PullPolicy
     relaxations: tuple[Relaxation, ...]
-    user: tuple[int, int]
     limits: ContainerLimits
     output_size: int
     log_size: int
@@ -68,6 +67,8 @@ class Layout:
 
     mounts: tuple[Mount, ...]
     environment: Mapping[str, str] = field(repr=False)
+    user: tuple[int, int]
+    """The uid and gid whom the folders are made for."""
     command: tuple[str, ...] | None = None
     """Replaces the image's entrypoint and command; None keeps them."""
     gateway_names: tuple[str, ...] = ()

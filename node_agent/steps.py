@@ -154,7 +154,7 @@ def _spec(
         name=run_container_name(ports.settings.node_name, run.id),
         run_id=run.id,
         image_id=_pinned(run),
-        user=None if relaxation.image_user else ports.settings.user,
+        user=None if relaxation.image_user else laid_out.user,
         groups=ports.databases.groups(databases),
         environment=laid_out.environment,
         mounts=laid_out.mounts,

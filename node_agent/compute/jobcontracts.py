@@ -60,7 +60,8 @@ class OceanContract:
         )
         inside = entrance_names(databases, ports)
         return Layout(
-            mounts=oceancontract.mounts(private, data_sets, names=files),
+            mounts=oceancontract.mounts(private.path, data_sets, names=files),
+            user=private.user,
             environment={
                 **ports.settings.extras.environment,
                 **contract.way_out(egress_port=ports.settings.egress_port, inside=inside),
@@ -71,8 +72,8 @@ class OceanContract:
 
     def capture(self, run: Run, ports: Ports) -> None:
         """Take over the folder of outputs. Raises OutputTooLarge, DiskFull."""
-        outputs = ports.folders.outputs_path(run.id, oceancontract.OUTPUTS)
-        self._results.collect(self._job.id, outputs=outputs, limit=ports.settings.output_size)
+        with ports.folders.opened_outputs(run.id, oceancontract.OUTPUTS) as outputs:
+            self._results.collect(self._job.id, outputs=outputs, limit=ports.settings.output_size)
 
     def has_result(self, run: Run, ports: Ports) -> bool:
         """Tell whether there was any file among the outputs."""
@@ -115,6 +116,7 @@ class JobVantage6Contract(Vantage6Contract):
         return Layout(
             mounts=laid_out.mounts,
             environment=laid_out.environment,
+            user=laid_out.user,
             gateway_names=laid_out.gateway_names,
             command=_command(self._job),
         )

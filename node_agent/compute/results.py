@@ -4,17 +4,19 @@
         files.json                        what lies here, in the order of its index
         0, 1, 2 …                         the files themselves
 
-Outputs are untrusted: links, devices and sockets are left out, names are bounded and shown harmless, nested folders go
-into one archive. Publishing builds a folder aside and renames it, so that it may be repeated after a crash.
+Outputs are untrusted (`store.untrusted`): links, devices and sockets are left out, names are bounded and shown harmless,
+nested folders go into one archive. Publishing builds a folder aside and renames it, so that it may be repeated after a
+crash.
 """
 
+import io
 import json
 import os
 import re
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copyfileobj, rmtree
@@ -23,6 +25,8 @@ from typing import BinaryIO
 from node_agent.compute.ledger import ComputeJobId
 from node_agent.errors import OutputTooLarge
 from node_agent.store.disk import disk_errors, sync_folder
+from node_agent.store.untrusted.copying import copy
+from node_agent.store.untrusted.opening import kind_of, names_in, open_folder, opened_file, own_file
 
 ARCHIVE = "outputs.tar"
 LOG = "algorithm.log"
@@ -55,8 +59,11 @@ class ResultStore:
         self._root = state_dir / "compute"
         self._root.mkdir(mode=0o700, exist_ok=True)
 
-    def collect(self, job_id: ComputeJobId, *, outputs: Path | None, limit: int) -> None:
-        """Take over what an algorithm left in *outputs*, to be published later. Raises OutputTooLarge, DiskFull."""
+    def collect(self, job_id: ComputeJobId, *, outputs: int | None, limit: int) -> None:
+        """Copy what an algorithm left in the open folder *outputs*, to be published later.
+
+        Raises OutputTooLarge, DiskFull.
+        """
         if (self._root / job_id).exists():
             return
         with disk_errors():
@@ -137,7 +144,7 @@ def _read_listing(folder: Path) -> list[ResultFile]:
 
 
 def _copied(folder: Path, index: int, source: Path, *, name: str, kind: str) -> ResultFile:
-    with source.open("rb") as content, (folder / str(index)).open("wb") as target:
+    with own_file(source) as content, (folder / str(index)).open("wb") as target:
         copyfileobj(content, target)
         target.flush()
         os.fsync(target.fileno())
@@ -147,21 +154,21 @@ def _copied(folder: Path, index: int, source: Path, *, name: str, kind: str) -> 
 # --- what an algorithm left -------------------------------------------------------------------------------------
 
 
-def _outputs_into(folder: Path, outputs: Path, *, limit: int) -> Iterator[ResultFile]:
-    """Take the ordinary files over, sorted by name, and everything in folders as one archive."""
+def _outputs_into(folder: Path, outputs: int, *, limit: int) -> Iterator[ResultFile]:
+    """Copy the ordinary files, sorted by name, and everything in folders as one archive."""
     budget = _Budget(limit)
-    with _folder(outputs) as opened:
-        entries = sorted(os.listdir(opened), key=os.fsencode)  # noqa: PTH208 - of an open folder
-        files = [name for name in entries if _kind(name, opened) == stat.S_IFREG]
-        folders = [name for name in entries if _kind(name, opened) == stat.S_IFDIR]
-        if len(files) > MAX_FILES:
-            files, folders = [], entries
-        index = 0
-        for name in files:
-            yield _taken(folder, index, name, opened, budget)
+    entries = budget.names(outputs)
+    files = [name for name in entries if kind_of(name, outputs) == stat.S_IFREG]
+    folders = [name for name in entries if kind_of(name, outputs) == stat.S_IFDIR]
+    if len(files) > MAX_FILES:
+        files, folders = [], entries
+    index = 0
+    for name in files:
+        if taken := _taken(folder, index, name, outputs, budget):
+            yield taken
             index += 1
-        if folders:
-            yield _archived(folder, index, folders, opened, budget)
+    if folders:
+        yield _archived(folder, index, folders, outputs, budget)
 
 
 class _Budget:
@@ -172,10 +179,25 @@ class _Budget:
         self._bytes_left = limit
         self._entries_left = MAX_ENTRIES
 
+    @property
+    def bytes_left(self) -> int:
+        """How many bytes may still come."""
+        return self._bytes_left
+
     def take(self, size: int) -> None:
         """Count one entry. Raises OutputTooLarge."""
         self._bytes_left -= size
         self._entries_left -= 1
+        self._check()
+
+    def names(self, folder: int) -> list[str]:
+        """List what lies in a folder, sorted. Raises OutputTooLarge."""
+        found = names_in(folder, most=MAX_ENTRIES + 1)
+        if len(found) > MAX_ENTRIES:
+            self.take(self._bytes_left + 1)
+        return sorted(found, key=os.fsencode)
+
+    def _check(self) -> None:
         if self._bytes_left < 0 or self._entries_left < 0:
             raise OutputTooLarge(
                 f"The algorithm's outputs are more than this node takes: {self._limit:,} bytes "
@@ -183,13 +205,16 @@ class _Budget:
             )
 
 
-def _taken(folder: Path, index: int, name: str, opened: int, budget: _Budget) -> ResultFile:
-    with _ordinary(name, opened) as source, (folder / str(index)).open("wb") as target:
-        budget.take(os.fstat(source.fileno()).st_size)
-        copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-        return ResultFile(index=index, filename=_shown(name), filesize=target.tell(), type=OUTPUT)
+def _taken(folder: Path, index: int, name: str, opened: int, budget: _Budget) -> ResultFile | None:
+    with opened_file(name, opened) as source:
+        if source is None:
+            return None
+        with (folder / str(index)).open("wb") as target:
+            # a file that grows meanwhile does not fit either
+            size = copy(source, target.fileno(), limit=budget.bytes_left)
+            budget.take(size)
+            os.fsync(target.fileno())
+    return ResultFile(index=index, filename=_shown(name), filesize=size, type=OUTPUT)
 
 
 def _archived(folder: Path, index: int, names: Sequence[str], opened: int, budget: _Budget) -> ResultFile:
@@ -206,22 +231,46 @@ def _archived(folder: Path, index: int, names: Sequence[str], opened: int, budge
 def _add(
     archive: tarfile.TarFile, name: str, parent: int, *, prefix: str, budget: _Budget, depth: int
 ) -> None:
-    kind = _kind(name, parent)
+    kind = kind_of(name, parent)
     if kind == stat.S_IFREG:
-        with _ordinary(name, parent) as source:
-            size = os.fstat(source.fileno()).st_size
-            budget.take(size)
-            entry = _entry(f"{prefix}{_shown(name)}")
-            entry.size = size
-            archive.addfile(entry, source)
+        _add_file(archive, name, parent, prefix=prefix, budget=budget)
     elif kind == stat.S_IFDIR and depth < _DEEPEST:
-        budget.take(0)
-        entry = _entry(f"{prefix}{_shown(name)}")
-        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-        archive.addfile(entry)
         with _folder(name, parent) as opened:
-            for inner in sorted(os.listdir(opened), key=os.fsencode):  # noqa: PTH208 - of an open folder
-                _add(archive, inner, opened, prefix=f"{entry.name}/", budget=budget, depth=depth + 1)
+            if opened is not None:
+                _add_folder(archive, name, opened, prefix=prefix, budget=budget, depth=depth)
+
+
+def _add_file(archive: tarfile.TarFile, name: str, parent: int, *, prefix: str, budget: _Budget) -> None:
+    with opened_file(name, parent) as source:
+        if source is None:
+            return
+        entry = _entry(f"{prefix}{_shown(name)}")
+        entry.size = os.fstat(source).st_size
+        budget.take(entry.size)
+        with os.fdopen(os.dup(source), "rb") as content:
+            archive.addfile(entry, _Filled(content))
+
+
+def _add_folder(
+    archive: tarfile.TarFile, name: str, opened: int, *, prefix: str, budget: _Budget, depth: int
+) -> None:
+    budget.take(0)
+    entry = _entry(f"{prefix}{_shown(name)}")
+    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+    archive.addfile(entry)
+    for inner in budget.names(opened):
+        _add(archive, inner, opened, prefix=f"{entry.name}/", budget=budget, depth=depth + 1)
+
+
+class _Filled(io.RawIOBase):
+    """A file of which an archive has told the size already: what was cut off it since reads as zeros."""
+
+    def __init__(self, content: BinaryIO) -> None:
+        self._content = content
+
+    def read(self, size: int = -1) -> bytes:
+        """Read exactly *size* bytes, as `tarfile` does."""
+        return self._content.read(size).ljust(max(size, 0), b"\0")
 
 
 def _entry(name: str) -> tarfile.TarInfo:
@@ -231,27 +280,14 @@ def _entry(name: str) -> tarfile.TarInfo:
     return entry
 
 
-def _kind(name: str, parent: int) -> int:
-    try:
-        return stat.S_IFMT(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-    except OSError:
-        return 0
-
-
 @contextmanager
-def _folder(path: str | Path, parent: int | None = None) -> Iterator[int]:
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+def _folder(name: str, parent: int) -> Iterator[int | None]:
+    opened = open_folder(name, parent)
     try:
         yield opened
     finally:
-        os.close(opened)
-
-
-@contextmanager
-def _ordinary(name: str, parent: int) -> Iterator[BinaryIO]:
-    with ExitStack() as stack:
-        opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-        yield stack.enter_context(os.fdopen(opened, "rb"))
+        if opened is not None:
+            os.close(opened)
 
 
 def _shown(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol
 from node_agent.domain.secret import Secret
 
 _MAX_SECRET = 4096
+_LAST_ID = 2**32 - 2
 
 
 class Kind(StrEnum):
@@ -39,6 +40,10 @@ class Machine(Protocol):
     def user(self) -> tuple[int, int]:
         """Give uid and gid of this process."""
 
+    @property
+    def last_id(self) -> int:
+        """Return the largest uid and gid that this process can give away."""
+
     def kind(self, path: Path) -> Kind:
         """Say what stands at *path*."""
 
@@ -56,6 +61,11 @@ class ThisMachine:
     def user(self) -> tuple[int, int]:
         """Give uid and gid of this process."""
         return os.geteuid(), os.getegid()
+
+    @property
+    def last_id(self) -> int:
+        """Return the largest uid and gid that this process can give away: a user namespace may have few."""
+        return min(_last_mapped(Path("/proc/self", name)) for name in ("uid_map", "gid_map"))
 
     def kind(self, path: Path) -> Kind:
         """Say what stands at *path*."""
@@ -82,6 +92,14 @@ class ThisMachine:
         if mode & stat.S_IRWXO:
             raise ValueError(f"is open to every user of this machine; run: chmod o= {path}")
         return Secret(_text(content))
+
+
+def _last_mapped(path: Path) -> int:
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return _LAST_ID
+    return max((int(first) + int(count) - 1 for first, _, count in lines), default=_LAST_ID)
 
 
 def _text(content: bytes) -> str:

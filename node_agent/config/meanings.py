@@ -147,7 +147,14 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "hardening.relax[].image_user": "They run as the image's own user.",
         "hardening.relax[].writable_root": "They may write anywhere in their own file system.",
         "hardening.relax[].capabilities": "Linux capabilities they keep.",
-        "container_user": '`"uid:gid"` algorithms run as, in quotes; never root.',
+        "container_user": (
+            '`"uid:gid"` that all algorithms run as, in quotes; never root. Under root, without it, every'
+            " run has a uid of its own."
+        ),
+        "container_users": (
+            '`"first-last"`: the uids that runs have, and the groups of jobs. Counts only if the agent is'
+            " root."
+        ),
         "algorithm_env": (
             "Further variables for every algorithm, name and text. Names the node or the image sets "
             "itself are refused."

@@ -56,6 +56,7 @@ PIECES: Final[Mapping[str, Mapping[str, Any]]] = {
     "_secret_file": _NAME,
     "_private_path": _NAME,
     "_private": {},
+    "_ids": {"type": "string", "pattern": "^[0-9]{1,10}-[0-9]{1,10}$"},
     "_user": {"type": "string", "pattern": "^[0-9]{1,10}:[0-9]{1,10}$"},
     "_subnet": {"pattern": r"^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+/[0-9]+$"},
     "_engine_address": {"pattern": r"^(unix:///|tcp://|https?://)[^\s@]+$"},

@@ -38,6 +38,12 @@ from node_agent.errors import ConfigError
 USER_UNDER_ROOT = (64198, 64198)
 """Whom algorithms run as when the agent itself is root; no account of the machine needs to have this id."""
 
+IDS_UNDER_ROOT = (2_000_300_000, 2_000_365_535)
+"""The first and the last uid of runs when the agent is root: above those of directory services, below 2^31."""
+_IDS_IN_A_NAMESPACE = 2048
+_KEPT_FREE = 2048
+"""At the upper end of a small user namespace, where `nobody` and users of the distribution are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -87,6 +93,9 @@ class Settings:
     services: tuple[Service, ...] = ()
     relaxations: tuple[Relaxation, ...] = ()
     container_user: tuple[int, int] = USER_UNDER_ROOT
+    """Whom algorithms run as where they have one user; elsewhere its group is one that every run is in."""
+    container_ids: range | None = None
+    """The uids of runs; None: they have one user."""
     extras: Extras = field(default_factory=Extras)
     private_key: Path | None = None
     """Where the key of an encrypted collaboration stands; payload/keys.py reads it."""
@@ -117,6 +126,17 @@ class Settings:
             file_size=limits.output_size,
             open_files=limits.open_files,
         )
+
+    @property
+    def container_reader(self) -> tuple[int, int]:
+        """Return a uid and gid that read databases as any run does."""
+        uid, gid = self.container_user
+        return (uid if self.container_ids is None else self.container_ids[-1]), gid
+
+    @property
+    def container_groups(self) -> tuple[int, ...]:
+        """List the groups every run is in besides its own."""
+        return () if self.container_ids is None else self.container_user[1:]
 
     @property
     def egress_port(self) -> int | None:
@@ -269,6 +289,7 @@ def _settings(shape: Shape, machine: Machine) -> Settings:
         services=tuple(map(_service, shape.services)),
         relaxations=tuple(Relaxation(**_plain(section)) for section in shape.hardening.relax),
         container_user=shape.container_user or _default_user(machine),
+        container_ids=None if shape.container_user else _ids(shape.container_users, machine),
         extras=_extras(shape),
         private_key=shape.encryption.private_key,
         share=shape.share,
@@ -327,3 +348,13 @@ def _extras(shape: Shape) -> Extras:
 def _default_user(machine: Machine) -> tuple[int, int]:
     uid, gid = machine.user
     return USER_UNDER_ROOT if uid == 0 else (uid, gid)
+
+
+def _ids(chosen: tuple[int, int] | None, machine: Machine) -> range | None:
+    if machine.user[0] != 0:
+        return None  # only root gives folders away
+    first, last = chosen or IDS_UNDER_ROOT
+    if last > machine.last_id:
+        last = machine.last_id - _KEPT_FREE
+        first = last - _IDS_IN_A_NAMESPACE + 1
+    return range(first, last + 1) if first > 0 else None

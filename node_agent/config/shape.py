@@ -30,6 +30,7 @@ from node_agent.config.values import (
     Capability,
     Duration,
     EngineAddress,
+    Ids,
     ImageGlob,
     ImagePattern,
     ImageReference,
@@ -416,6 +417,7 @@ class Shape(Section):
     services: Annotated[tuple[ServiceSection, ...], AsTuple] = ()
     hardening: HardeningSection = HardeningSection()
     container_user: UserAndGroup | None = None
+    container_users: Ids | None = None
     algorithm_env: AlgorithmVariables = Field({})
     algorithm_hosts: AlgorithmHosts = Field({})
     run_context_file: YesNo = False
@@ -430,6 +432,15 @@ class Shape(Section):
     def _is_name(cls, value: str) -> str:
         if not _NAME.match(value):
             raise ValueError("must be small letters, digits and `-`, a letter or digit first, at most 41")
+        return value
+
+    @field_validator("container_users")
+    @classmethod
+    def _stands_alone(cls, value: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
+        if value is not None and info.data.get("container_user") is not None:
+            raise ValueError(
+                "gives each run a user of its own, container_user one to all; keep one of the two"
+            )
         return value
 
     @field_validator("egress")

@@ -20,6 +20,7 @@ from node_agent.domain.secret import Secret
 _MASKED: Final = "***"
 _CREDENTIALS: Final = re.compile(r"(?<=//)\S*@")
 _SECRET_PART: Final = re.compile(r"(?i)((?:pass(?:word|wd)?|pwd|secret|token|key)=)[^&;\s]*")
+_PAIRS: Final = {"container_user": ":", "container_users": "-"}
 _ADDRESSES: Final = frozenset({"url", "uri", "docker_host"})
 
 
@@ -56,11 +57,8 @@ def _plain(value: Any, loc: Sequence[int | str]) -> Any:
     if isinstance(value, Enum | Path):
         return str(value)
     if isinstance(value, tuple):
-        return (
-            ":".join(map(str, value))
-            if loc[-1] == "container_user"
-            else [_plain(item, loc) for item in value]
-        )
+        mark = _PAIRS.get(str(loc[-1]))
+        return [_plain(item, loc) for item in value] if mark is None else mark.join(map(str, value))
     if isinstance(value, int):
         words = in_words(loc, value)
         return value if words.isdigit() else words

@@ -54,6 +54,9 @@ _PERCENT = re.compile(r"(?P<number>[0-9]{1,3})\s?%\Z")
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _USER = re.compile(r"(?P<uid>[0-9]{1,10}):(?P<gid>[0-9]{1,10})\Z")
 _LARGEST_ID = 2**32 - 2
+_IDS = re.compile(r"(?P<first>[0-9]{1,10})-(?P<last>[0-9]{1,10})\Z")
+_LARGEST_CONTAINER_ID = 2**31 - 1
+_FEWEST_IDS = 256
 CAPABILITIES = frozenset(
     """
     AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE
@@ -206,6 +209,22 @@ def _user(value: object) -> object:
     return uid, gid
 
 
+def _ids(value: object) -> object:
+    match = _IDS.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(
+            'must be "first-last" with two numbers in quotes, for example "2000300000-2000365535"'
+        )
+    first, last = int(match["first"]), int(match["last"])
+    if not 0 < first <= last <= _LARGEST_CONTAINER_ID:
+        raise ValueError("is not possible: it begins above root (0), and an engine's ids end at 2147483647")
+    if last - first < _FEWEST_IDS - 1:
+        raise ValueError(
+            f"must have at least {_FEWEST_IDS} ids: each run takes one until nothing of it is left"
+        )
+    return first, last
+
+
 def _subnet(text: str) -> str:
     try:
         network = ipaddress.IPv4Network(text)
@@ -277,6 +296,8 @@ SecretFile = Annotated[Secret, BeforeValidator(_secret_file)]
 PrivatePath = Annotated[Path, BeforeValidator(_private_path)]
 """Where a secret stands that something else reads."""
 UserAndGroup = Annotated[tuple[int, int], BeforeValidator(_user)]
+Ids = Annotated[tuple[int, int], BeforeValidator(_ids)]
+"""The first and the last of a range of ids."""
 Subnet = Annotated[str, AfterValidator(_subnet)]
 EngineAddress = Annotated[str, AfterValidator(_engine_address)]
 Capability = Annotated[str, AfterValidator(_capability)]

@@ -75,8 +75,11 @@ def allowed_by_mode(found: os.stat_result, reader: Reader) -> bool:
     return found.st_mode & needed == needed
 
 
-def fault_of(database: Database, *, uid: int, gid: int, agent: Agent) -> str | None:
-    """Say what keeps a container of this user from reading the database, and what to do about it."""
+def fault_of(database: Database, *, uid: int, gid: int, agent: Agent, uid_varies: bool = False) -> str | None:
+    """Return what keeps a container of this user from reading the database, and what to do about it.
+
+    *uid_varies*: other runs have another uid, so that only the group can be let in.
+    """
     if database.path is None:
         return None
     problem = _absence(database) or _write_ahead(database)
@@ -87,7 +90,7 @@ def fault_of(database: Database, *, uid: int, gid: int, agent: Agent) -> str | N
         refused = first_unreadable(database.path, reader, agent=agent)
     except OSError as error:
         return f"Database '{database.label}': {database.path} cannot be checked: {error}."
-    return None if refused is None else _refusal(database, refused, reader)
+    return None if refused is None else _refusal(database, refused, reader, uid_varies=uid_varies)
 
 
 def _absence(database: Database) -> str | None:
@@ -149,14 +152,16 @@ def _tried(path: Path, reader: Reader, *, agent: Agent) -> Path | None:
     return None if refused is None else path / refused
 
 
-def _refusal(database: Database, refused: Path, reader: Reader) -> str:
+def _refusal(database: Database, refused: Path, reader: Reader, *, uid_varies: bool) -> str:
     name = shlex.quote(str(refused))
     letters = "rx" if refused.is_dir() else "r"
     by_group = f"chgrp {_group_name(reader.gid)} {name} && chmod g+{letters} {name}"
-    by_list = f"setfacl -m u:{reader.uid}:{letters} {name}"
+    whom = f"g:{reader.gid}" if uid_varies else f"u:{reader.uid}"
+    by_list = f"setfacl -m {whom}:{letters} {name}"
+    reads = f"the group {reader.gid}" if uid_varies else f"{reader.uid}:{reader.gid}"
     return (
         f"Database '{database.label}': {refused} cannot be read by the user containers run as "
-        f"({reader.uid}:{reader.gid}). Run: {by_group}, or: {by_list}"
+        f"({reads}). Run: {by_group}, or: {by_list}"
     )
 
 

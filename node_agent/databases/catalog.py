@@ -14,8 +14,10 @@ from node_agent.errors import ConfigError, DatabaseMissing
 class Catalog:
     """The configured databases by label; a label is matched exactly."""
 
-    def __init__(self, databases: Iterable[Database], *, agent: Agent) -> None:
+    def __init__(self, databases: Iterable[Database], *, agent: Agent, groups: Iterable[int] = ()) -> None:
+        """Take in the databases; *groups* are those that every container joins, whatever it asks for."""
         self._agent = agent
+        self._groups = frozenset(groups)
         self._by_label: dict[str, Database] = {}
         for database in databases:
             self._add(database)
@@ -41,8 +43,8 @@ class Catalog:
         return tuple(self._find(label) for label in labels)
 
     def groups(self, databases: Iterable[Database]) -> tuple[int, ...]:
-        """Say which groups a container must join to read exactly these databases."""
-        return groups_for(databases, agent=self._agent)
+        """List the groups that a container joins, which let it read exactly these databases."""
+        return tuple(sorted(self._groups.union(groups_for(databases, agent=self._agent))))
 
     def _find(self, label: str) -> Database:
         if label not in self._by_label:

@@ -437,27 +437,27 @@ class RunFolders(Protocol):
         executable: Collection[str],
         writable: Collection[str],
         open_to_all: bool,
-    ) -> Path:
-        """Make the run's private folder with these files and these writable folders in it, by their names; give its path.
+    ) -> "PrivateFolder":
+        """Make the run's private folder with these files and these writable folders in it, by their names.
 
         To be called before the container begins: later what lies there is the algorithm's.
         """
 
-    def outputs_path(self, run_id: RunId, name: str) -> Path | None:
-        """Give the folder *name* of the private folder as the algorithm left it; None when it is none any more.
+    def opened_outputs(self, run_id: RunId, name: str) -> AbstractContextManager[int | None]:
+        """Open the folder *name* of the private folder as the algorithm left it; yields None when it is none any more.
 
-        What lies in it is untrusted, and links in it lead anywhere.
+        What lies in it is untrusted: links in it lead anywhere, and somebody may still change it.
         """
 
     def capture_output(self, run_id: RunId, *, limit: int) -> int:
-        """Take the algorithm's output over as the result and give its size in bytes.
+        """Copy the algorithm's output as the result and return its size in bytes.
 
-        What the container left is untrusted: links and devices are not followed. No output counts as empty.
-        Raises OutputTooLarge.
+        What the container left is untrusted: links and devices are not followed, and somebody may still change the file.
+        No output counts as empty. Raises OutputTooLarge.
         """
 
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
-        """Say how much disk the run and its job use now."""
+        """Return how much disk the run and its job use now. Raises OutputTooLarge where nobody could count it."""
 
     def free_bytes(self) -> int:
         """Say how much disk may still be written."""
@@ -525,6 +525,17 @@ class Folders:
     """Becomes `/mnt/data`: holds `task-<9 digits>/` with input, output and token."""
     temporary: Path
     """Becomes `/mnt/tmp`, shared by all runs of the job."""
+    user: tuple[int, int]
+    """The uid and gid whom they are made for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateFolder:
+    """A host path that one run's container mounts."""
+
+    path: Path
+    user: tuple[int, int]
+    """The uid and gid whom it is made for."""
 
 
 class Databases(Protocol):

@@ -7,10 +7,13 @@ keys or who sends what.
 import base64
 import binascii
 import codecs
+import errno
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 PIECE = 3 * 16 * 1024
 """A multiple of three, so that base64 of the pieces is base64 of the whole."""
@@ -53,7 +56,7 @@ class PlainFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._size = path.stat().st_size
+        self._size = path.lstat().st_size
 
     @property
     def length(self) -> int:
@@ -86,7 +89,7 @@ class EscapedText:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._size = path.stat().st_size
+        self._size = path.lstat().st_size
         # escaping changes the length, and the length must be told before the first byte
         self._length = sum(map(len, self))
 
@@ -159,9 +162,18 @@ def _in_multiples_of(size: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
+def ordinary_file(path: Path) -> BinaryIO:
+    """Open a file that is to be sent. Raises OSError when it is a link, or no ordinary file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is no ordinary file", str(path))
+
+
 def read_exactly(path: Path, size: int) -> Iterator[bytes]:
     """Read exactly *size* bytes: a file that grew meanwhile must not make the body longer than announced."""
-    with path.open("rb") as file:
+    with ordinary_file(path) as file:
         while size > 0:
             piece = file.read(min(PIECE, size))
             if not piece:

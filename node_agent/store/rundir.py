@@ -3,7 +3,7 @@
     <state_dir>/runs/000000012/          one run; 0700, the agent's
         input                            until the container's folder takes it over
         mount/                           becomes /mnt/data in the container, or /data
-            task-000000012/              input, output, token; owned by the container's user
+            task-000000012/              input, output, token; owned by the container's user (store.users)
             outputs/, logs/              those of the Ocean contract; what else lies there then stays the agent's
         run_context.json                 only where the owner wants it; goes the way of the input
         result, log, log.final           what was taken over from the container
@@ -13,45 +13,56 @@
     <state_dir>/jobs/7-2/                becomes /mnt/tmp for every run of job 7 of user 2
     <state_dir>/kept/000000012-<time>/   what is left of a reported run, only where the owner keeps it
 
-Everything below `mount/` and `jobs/` is written by algorithms and therefore untrusted: it is opened without following
-links, and only ordinary files are taken. Files of ours are written to a temporary name, synced, and renamed.
+Everything below `mount/` and `jobs/` is written by algorithms, which may be at work: it is untrusted, and every access
+goes through `store.untrusted`, by descriptor. All else is the agent's alone. Files of ours are written to a temporary name,
+synced, and renamed.
 """
 
-import errno
 import os
-import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
 from typing import BinaryIO
 
 from node_agent.domain.contract import RUN_CONTEXT_NAME
-from node_agent.domain.ports import Folders
+from node_agent.domain.ports import Folders, PrivateFolder
 from node_agent.domain.run import RunId
 from node_agent.domain.runlogs import LiveMark
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
 from node_agent.errors import DiskFull, OutputTooLarge
 from node_agent.store.disk import disk_errors, free_bytes, sync_folder
+from node_agent.store.ownfiles import draft_file, new_file, read_if_there, write, write_pieces
+from node_agent.store.untrusted.copying import clone_or_copy
+from node_agent.store.untrusted.giving import hand_over, made_folder, make_file, move_in, share, write_below
+from node_agent.store.untrusted.opening import (
+    is_file,
+    opened_file,
+    opened_folder,
+    own_file,
+)
+from node_agent.store.untrusted.trees import remove_tree, tree_size
+from node_agent.store.users import RunUsers, User
 
 _HANDED_OVER = ("input", "output", "token", RUN_CONTEXT_NAME)
-_BLOCK = 512  # the unit of st_blocks, whatever the file system's own is
-_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES})
-_DEEPEST = 100  # each level of a walk costs an open descriptor
-_SMALLEST = 4096  # what an entry costs at least, so that a million empty files count
 
 
 class DiskRunFolders:
-    """The folders of one agent, made for containers that run as *user* (uid, gid)."""
+    """The folders of one agent.
 
-    def __init__(self, state_dir: Path, *, user: tuple[int, int], keep_seconds: float = 0.0) -> None:
+    They are made for containers that run as *user* (uid, gid), or, where there are *ids*, as a uid for each run and a group
+    for each job out of these.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, user: User, ids: range | None = None, keep_seconds: float = 0.0
+    ) -> None:
         self._runs = state_dir / "runs"
         self._jobs = state_dir / "jobs"
         self._kept = state_dir / "kept"
         self._keeps = keep_seconds > 0
-        self._user = user
+        self._users = RunUsers(self._runs, self._jobs, shared=user, ids=ids)
         with disk_errors():
             for folder in (self._runs, self._jobs):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -61,21 +72,21 @@ class DiskRunFolders:
 
         What *content* raises passes through, and nothing is kept then.
         """
-        if (self._task_folder(run_id) / "input").exists():
+        if self._was_handed_over(run_id, "input"):
             return
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write_pieces(self._folder(run_id) / "input", content)
+            write_pieces(self._folder(run_id) / "input", content)
 
     def has_input(self, run_id: RunId) -> bool:
-        """Tell whether the input is kept."""
-        return (self._folder(run_id) / "input").exists() or (self._task_folder(run_id) / "input").exists()
+        """Check whether the input is kept."""
+        return is_file(self._folder(run_id) / "input") or self._was_handed_over(run_id, "input")
 
     def read_input(self, run_id: RunId, *, limit: int) -> bytes | None:
         """Give the input as the algorithm will read it; None when it is larger than *limit* bytes, or is not there."""
         # only the agent's own folder is looked into: what lies in the container's may be a link by now
         try:
-            with (self._folder(run_id) / "input").open("rb") as file:
+            with own_file(self._folder(run_id) / "input") as file:
                 content = file.read(limit + 1)
         except FileNotFoundError:
             return None
@@ -84,33 +95,68 @@ class DiskRunFolders:
     def store_context(self, run_id: RunId, content: bytes) -> None:
         """Keep the run's description, for the container's folder to take over."""
         with disk_errors():
-            _write(self._folder(run_id) / RUN_CONTEXT_NAME, content)
+            write(self._folder(run_id) / RUN_CONTEXT_NAME, content)
 
     def has_context(self, run_id: RunId) -> bool:
-        """Tell whether the run's description is kept."""
-        places = (self._folder(run_id), self._task_folder(run_id))
-        return any((place / RUN_CONTEXT_NAME).exists() for place in places)
+        """Check whether the run's description is kept."""
+        kept = self._folder(run_id) / RUN_CONTEXT_NAME
+        return is_file(kept) or self._was_handed_over(run_id, RUN_CONTEXT_NAME)
+
+    def _was_handed_over(self, run_id: RunId, name: str) -> bool:
+        with self._opened_task(run_id) as task:
+            return task is not None and is_file(name, task)
+
+    @contextmanager
+    def _opened_task(self, run_id: RunId) -> Iterator[int | None]:
+        with opened_folder(self._mount(run_id), _task_name(run_id)) as task:
+            yield task
 
     def prepare(self, run_id: RunId, job: JobKey, *, token: Secret, open_to_all: bool) -> Folders:
         """Make everything ready that the container mounts; an output that exists already is left alone."""
-        task = self._task_folder(run_id)
-        temporary = self._jobs / job
+        private, temporary = self._mount(run_id), self._jobs / job
+        user = self._users.of(run_id, job)
         mode = 0o777 if open_to_all else 0o700
-        with disk_errors():
-            for folder in (task.parent, task, temporary):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._hand_over(folder, mode)
-            # the input last: as long as it is not there, whatever is made from it can be made again
-            for name in (RUN_CONTEXT_NAME, "input"):
-                if (self._folder(run_id) / name).exists():
-                    (self._folder(run_id) / name).replace(task / name)
-            _write(task / "token", token.reveal().encode())
-            (task / "output").touch()
-            for name in _HANDED_OVER:
-                if (task / name).exists():
-                    self._hand_over(task / name, mode & 0o666)
-            os.utime(temporary)
-        return Folders(private=task.parent, temporary=temporary)
+        with (
+            disk_errors(),
+            self._made_mount(run_id) as mount,
+            made_folder(_task_name(run_id), mount) as task,
+        ):
+            for folder in (mount, task):
+                hand_over(folder, mode, user)
+            with made_folder(temporary) as shared:
+                self._share(shared, user, mode)
+            self._fill_task(run_id, task, token, mode & 0o666, user)
+        return Folders(private=private, temporary=temporary, user=user)
+
+    @contextmanager
+    def _made_mount(self, run_id: RunId) -> Iterator[int]:
+        self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
+        with made_folder(self._mount(run_id)) as mount:
+            yield mount
+
+    def _share(self, folder: int, user: User, mode: int) -> None:
+        if self._users.are_apart:
+            share(folder, user[1], mode | 0o070)
+        else:
+            hand_over(folder, mode, user)
+        os.utime(folder)
+
+    def _fill_task(self, run_id: RunId, task: int, token: Secret, mode: int, user: User) -> None:
+        ours = self._folder(run_id)
+        # the input last: as long as it is not there, whatever is made from it can be made again
+        for name in (RUN_CONTEXT_NAME, "input"):
+            if is_file(ours / name):
+                move_in(ours / name, task, name)
+        draft = ours / ".token.new"
+        with draft_file(draft) as file:
+            file.write(token.reveal().encode())
+        move_in(draft, task, "token")
+        os.fsync(task)
+        make_file("output", task)
+        for name in _HANDED_OVER:
+            with opened_file(name, task) as given:
+                if given is not None:
+                    hand_over(given, mode, user)
 
     def furnish(
         self,
@@ -120,67 +166,66 @@ class DiskRunFolders:
         executable: Collection[str],
         writable: Collection[str],
         open_to_all: bool,
-    ) -> Path:
-        """Make the run's private folder with these files and writable folders in it, by their names; give its path."""
-        private = self._folder(run_id) / "mount"
+    ) -> PrivateFolder:
+        """Make the run's private folder with these files and writable folders in it, by their names."""
+        user = self._users.of(run_id, None)
         mode = 0o777 if open_to_all else 0o700
-        with disk_errors():
-            for folder in (private, *(private / name for name in writable)):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._hand_over(folder, mode)
+        with disk_errors(), self._made_mount(run_id) as private:
+            hand_over(private, mode, user)
+            for name in writable:
+                with made_folder(name, private) as folder:
+                    hand_over(folder, mode, user)
             for name, content in files.items():
-                _make_readable_folders(private, (private / name).parent)
-                _write(private / name, content)
-                (private / name).chmod(0o755 if name in executable else 0o644)
-        return private
+                write_below(private, name, content, mode=0o755 if name in executable else 0o644)
+        return PrivateFolder(path=self._mount(run_id), user=user)
 
-    def outputs_path(self, run_id: RunId, name: str) -> Path | None:
-        """Give the folder *name* of the private folder as the algorithm left it; None when it is none any more."""
-        path = self._folder(run_id) / "mount" / name
-        return path if path.is_dir() and not path.is_symlink() else None
+    @contextmanager
+    def opened_outputs(self, run_id: RunId, name: str) -> Iterator[int | None]:
+        """Open the folder *name* of the private folder as the algorithm left it; yields None when it is none any more."""
+        with opened_folder(self._mount(run_id), name) as folder:
+            yield folder
 
     def capture_output(self, run_id: RunId, *, limit: int) -> int:
-        """Take the algorithm's output over as the result and give its size in bytes."""
-        result = self._folder(run_id) / "result"
-        for taken in (result, self._folder(run_id) / "result.sealed"):
-            if taken.exists():
+        """Copy the algorithm's output as the result and return its size in bytes. Raises OutputTooLarge."""
+        for taken in (self._folder(run_id) / "result", self._folder(run_id) / "result.sealed"):
+            if is_file(taken):
                 return taken.stat().st_size
-        with (
-            disk_errors(),
-            _opened_output(self._folder(run_id) / "mount", _task_name(run_id)) as (folder, output),
-        ):
-            if output is None:
-                _write(result, b"")
-                return 0
-            size = os.fstat(output).st_size
-            if size > limit:
-                raise OutputTooLarge(
-                    f"The algorithm wrote a result of {size:,} bytes; this node takes at most {limit:,} "
-                    "(limits.output_size)."
-                )
-            os.fsync(output)
-            # The container is dead: nobody can exchange the file between the check and this rename.
-            os.rename("output", result, src_dir_fd=folder)
-            result.chmod(0o600)
-            sync_folder(result.parent)
-            return size
+        with disk_errors(), self._opened_task(run_id) as task:
+            if task is None:
+                return self._keep_result(run_id, None, limit=limit)
+            with opened_file("output", task) as output:
+                size = self._keep_result(run_id, output, limit=limit)
+            # it would take the disk a second time; whatever has the name now, nobody needs it
+            with suppress(OSError):
+                os.unlink("output", dir_fd=task)
+        return size
+
+    def _keep_result(self, run_id: RunId, output: int | None, *, limit: int) -> int:
+        size = 0
+        with new_file(self._folder(run_id) / "result") as result:
+            if output is not None:
+                _check_size(os.fstat(output).st_size, limit)
+                # whoever has the file open may still write: only what is copied counts
+                size = clone_or_copy(output, result.fileno(), limit=limit)
+                _check_size(size, limit)
+        return size
 
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
-        """Say how much disk the run and its job use now."""
-        return _tree_size(self._folder(run_id)) + _tree_size(self._jobs / job)
+        """Return how much disk the run and its job use now. Raises OutputTooLarge where nobody could count it."""
+        return tree_size(self._folder(run_id)) + tree_size(self._jobs / job)
 
     @contextmanager
     def log_file(self, run_id: RunId) -> Iterator[BinaryIO]:
         """Open the run's log for writing, from its beginning; it counts, and is on the disk, when all went well."""
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            with _written(self._folder(run_id) / "log") as file:
+            with new_file(self._folder(run_id) / "log") as file:
                 yield file
 
     def final_log(self, run_id: RunId, note: str) -> Path | None:
         """Give the file with the log as the researcher gets it: the captured log, then *note*."""
         captured = self._folder(run_id) / "log"
-        content = captured.read_bytes() if captured.exists() else b""
+        content = read_if_there(captured)
         if content and note and not content.endswith(b"\n"):
             content += b"\n"
         content += note.encode(errors="replace")
@@ -188,20 +233,20 @@ class DiskRunFolders:
             return None
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "log.final", content)
+            write(self._folder(run_id) / "log.final", content)
         return self._folder(run_id) / "log.final"
 
     def final_note(self, run_id: RunId, note: str) -> Path:
         """Give a file with *note* alone, for a researcher who does not get the log."""
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "log.final", note.encode(errors="replace"))
+            write(self._folder(run_id) / "log.final", note.encode(errors="replace"))
         return self._folder(run_id) / "log.final"
 
     def live_mark(self, run_id: RunId) -> LiveMark:
         """Say how far the run's log was sent while it ran."""
         try:
-            sent, since = (self._folder(run_id) / "log.live").read_text().split()
+            sent, since = read_if_there(self._folder(run_id) / "log.live").decode().split()
             return LiveMark(since=since, sent=int(sent))
         except (OSError, ValueError):
             # never sent, or half written when the power went: what is repeated is replaced at the end
@@ -216,20 +261,17 @@ class DiskRunFolders:
     def result_path(self, run_id: RunId) -> Path | None:
         """Give the file with the captured result; None when there is none, or only a sealed one."""
         path = self._folder(run_id) / "result"
-        return path if path.exists() else None
+        return path if is_file(path) else None
 
     def keep_reader_key(self, run_id: RunId, key: str) -> None:
         """Keep the public key of the organization that will read the result."""
         with disk_errors():
             self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write(self._folder(run_id) / "reader.pub", key.encode())
+            write(self._folder(run_id) / "reader.pub", key.encode())
 
     def reader_key(self, run_id: RunId) -> str | None:
         """Give the public key that was kept; None when there is none."""
-        try:
-            return (self._folder(run_id) / "reader.pub").read_text()
-        except FileNotFoundError:
-            return None
+        return read_if_there(self._folder(run_id) / "reader.pub").decode() or None
 
     def seal_result(self, run_id: RunId, sealed: Iterable[bytes]) -> None:
         """Put the sealed result in place of the plain one; does nothing but remove the plain one when it is there already.
@@ -239,15 +281,15 @@ class DiskRunFolders:
         folder = self._folder(run_id)
         with disk_errors():
             # it has its name only once it is complete and on the disk
-            if not (folder / "result.sealed").exists():
-                _write_pieces(folder / "result.sealed", sealed)
+            if not is_file(folder / "result.sealed"):
+                write_pieces(folder / "result.sealed", sealed)
             (folder / "result").unlink(missing_ok=True)
             sync_folder(folder)
 
     def sealed_path(self, run_id: RunId) -> Path | None:
         """Give the file with the result in the form in which it travels; None when it was not sealed."""
         path = self._folder(run_id) / "result.sealed"
-        return path if path.exists() else None
+        return path if is_file(path) else None
 
     def report_size(self, run_id: RunId) -> int:
         """Say how many bytes of result and log wait here to be reported."""
@@ -270,7 +312,7 @@ class DiskRunFolders:
     def _put_aside(self, run_id: RunId) -> None:
         folder = self._folder(run_id)
         # what the algorithm could write to, the token among it, is not kept
-        _remove_tree(folder / "mount")
+        _remove(folder / "mount")
         with suppress(FileNotFoundError), disk_errors():
             self._kept.mkdir(mode=0o700, exist_ok=True)
             os.utime(folder)
@@ -283,11 +325,12 @@ class DiskRunFolders:
 
     def remove_kept(self, name: str) -> None:
         """Delete a folder that was put aside; already gone is fine."""
-        _remove_tree(self._kept / name)
+        _remove(self._kept / name)
 
     def remove(self, run_id: RunId) -> None:
         """Delete everything of the run; already gone is fine."""
-        _remove_tree(self._folder(run_id))
+        _remove(self._folder(run_id))
+        self._users.release_run(run_id)
 
     def stored_runs(self, *, before: float) -> Iterable[RunId]:
         """List the runs whose directory was last changed before that time."""
@@ -299,26 +342,26 @@ class DiskRunFolders:
 
     def remove_job(self, job: JobKey) -> None:
         """Delete the temporary folder of a job; already gone is fine."""
-        _remove_tree(self._jobs / job)
+        _remove(self._jobs / job)
+        self._users.release_job(job)
 
     def _folder(self, run_id: RunId) -> Path:
         return self._runs / f"{run_id:09d}"
 
-    def _task_folder(self, run_id: RunId) -> Path:
-        return self._folder(run_id) / "mount" / _task_name(run_id)
-
-    def _hand_over(self, path: Path, mode: int) -> None:
-        path.chmod(mode)
-        if os.geteuid() == 0:
-            os.chown(path, *self._user)
+    def _mount(self, run_id: RunId) -> Path:
+        return self._folder(run_id) / "mount"
 
 
-def _make_readable_folders(root: Path, folder: Path) -> None:
-    """Make folders that stay the agent's, and that everybody may read."""
-    if folder != root and not folder.exists():
-        _make_readable_folders(root, folder.parent)
-        folder.mkdir()
-        folder.chmod(0o755)
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise OutputTooLarge(
+            f"The algorithm wrote a result of {size:,} bytes; this node takes at most {limit:,} (limits.output_size)."
+        )
+
+
+def _remove(folder: Path) -> None:
+    with disk_errors():
+        remove_tree(folder)
 
 
 def _size_of(path: Path) -> int:
@@ -332,124 +375,12 @@ def _old_folders(root: Path, before: float) -> list[str]:
     old = []
     for path in root.iterdir():
         with suppress(FileNotFoundError):  # a step may be removing it now
-            if path.name.replace("-", "").isdecimal() and path.stat().st_mtime < before:
+            found = path.lstat()
+            # an algorithm sets the one as it likes, and the other only by changing something
+            if path.name.replace("-", "").isdecimal() and min(found.st_mtime, found.st_ctime) < before:
                 old.append(path.name)
     return old
 
 
-_BEHIND = 8 << 20
-"""So many bytes of a large file may wait before the disk begins with them."""
-
-
 def _task_name(run_id: RunId) -> str:
     return f"task-{run_id:09d}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    _write_pieces(path, (content,))
-
-
-def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    with _written(path) as file:
-        begun = written = 0
-        for piece in pieces:
-            written += file.write(piece)
-            if written - begun >= _BEHIND:
-                # The disk begins with this while the next is made: to wait for all of it at the end takes longer.
-                os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
-                begun = written
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name; once it is complete and on the disk it gets its own."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        # half of a large file must not keep the disk full
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-@contextmanager
-def _opened_output(mount: Path, task: str) -> Iterator[tuple[int, int | None]]:
-    """Open the task folder and the output in it, step by step and without following a link."""
-    with ExitStack() as opened:
-        outer = _open_unfollowed(str(mount), os.O_DIRECTORY, None, opened)
-        folder = None if outer is None else _open_unfollowed(task, os.O_DIRECTORY, outer, opened)
-        # O_NONBLOCK: a pipe in place of the output must not hold us up.
-        output = None if folder is None else _open_unfollowed("output", os.O_NONBLOCK, folder, opened)
-        if folder is None or output is None or not stat.S_ISREG(os.fstat(output).st_mode):
-            yield -1, None
-        else:
-            yield folder, output
-
-
-def _open_unfollowed(name: str, flags: int, folder: int | None, opened: ExitStack) -> int | None:
-    """Open for reading; a link, something of another kind, or nothing at all gives None."""
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=folder)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return None
-        raise
-    opened.callback(os.close, descriptor)
-    return descriptor
-
-
-def _tree_size(root: Path) -> int:
-    total = 0
-    # The walk starts by opening the root, which may be gone or locked by the algorithm.
-    with suppress(FileNotFoundError, PermissionError):
-        for place, folders, files, descriptor in os.fwalk(root, follow_symlinks=False):
-            _check_depth(root, place)
-            total += sum(_entry_size(name, descriptor) for name in (*folders, *files))
-    return total
-
-
-def _check_depth(root: Path, place: str) -> None:
-    if place.count(os.sep) - str(root).count(os.sep) > _DEEPEST:
-        raise OutputTooLarge(
-            f"The algorithm was stopped: it nested folders more than {_DEEPEST} deep, "
-            "and this node cannot count what lies in them."
-        )
-
-
-def _entry_size(name: str, folder: int) -> int:
-    with suppress(FileNotFoundError):
-        entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        return max(entry.st_blocks * _BLOCK, _SMALLEST)
-    return 0
-
-
-def _remove_tree(root: Path) -> None:
-    """Remove a tree however deep: what lies in an inner folder is first lifted up to *root*."""
-    with suppress(FileNotFoundError), disk_errors():
-        root.chmod(0o700)
-        while inner := _folders_left(root):
-            for folder in inner:
-                for nested in _folders_left(folder):
-                    nested.rename(root / f".lifted-{token_hex(16)}")
-                folder.rmdir()
-        root.rmdir()
-
-
-def _folders_left(folder: Path) -> list[Path]:
-    """Delete everything in *folder* but the folders in it, and give those, unlocked."""
-    with os.scandir(folder) as entries:
-        everything = list(entries)
-    folders = [Path(entry) for entry in everything if entry.is_dir(follow_symlinks=False)]
-    for entry in everything:
-        if not entry.is_dir(follow_symlinks=False):
-            Path(entry).unlink()
-    for inner in folders:
-        # The algorithm may have taken the rights to its own folders away.
-        inner.chmod(0o700)
-    return folders

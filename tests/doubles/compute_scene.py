@@ -29,6 +29,7 @@ from node_agent.domain.assets import (
 from node_agent.domain.jobstatus import JobEnding
 from node_agent.domain.messages import Message
 from node_agent.domain.run import Run, RunId, State
+from node_agent.store.untrusted.opening import opened_folder
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import make_run
 from tests.doubles.wallet import Wallet
@@ -241,7 +242,8 @@ class Scene:
         for name in names:
             (place / "out" / name).write_text(name * 10)
         (place / "log").write_text("said\n")
-        self.results.collect(record.id, outputs=place / "out", limit=1 << 20)
+        with opened_folder(place / "out") as outputs:
+            self.results.collect(record.id, outputs=outputs, limit=1 << 20)
         self.results.publish(record.id, result=None, log=place / "log")
         ending = JobEnding(status=status, text="Job finished", exit_code=0)
         self.ledger.finish_job(record.number, at=self.clock.now(), ending=asdict(ending))

@@ -13,6 +13,7 @@ from typing import Any
 import docker
 import pytest
 
+from node_agent.config.settings import IDS_UNDER_ROOT
 from node_agent.domain.assets import short_did
 from node_agent.domain.run import FIRST_JOB_RUN
 from node_agent.sandbox.researcher import Order, Researcher
@@ -456,7 +457,8 @@ def test_a_job_finds_its_own_inputs_read_only_and_no_way_to_anything_else(place:
     place.anne.stop(other)
     _assert_stopped(place.anne.ended(other))
     patients, scans = map(short_did, (PATIENTS, SCANS))
-    assert facts["user"] == [64198, 64198]
+    uid, gid = facts["user"]
+    assert IDS_UNDER_ROOT[0] <= min(uid, gid) <= max(uid, gid) <= IDS_UNDER_ROOT[1]
     assert facts["status"]["CapEff"] == facts["status"]["CapBnd"] == "0" * 16
     assert (facts["status"]["NoNewPrivs"], facts["status"]["Seccomp"]) == ("1", "2")
     assert facts["inputs"].pop("/data/inputs/algoCustomData.json") == '{"column": "age"}'

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from node_agent.app import _warn_of_one_user
 from node_agent.config import ANY_MACHINE, Machine, Settings, load
 from node_agent.config.machine import Kind, ThisMachine
 from node_agent.domain.container import ContainerLimits, PullPolicy, Relaxation
@@ -30,7 +32,9 @@ class PaperMachine:
         environment: Mapping[str, str] | None = None,
         user: tuple[int, int] = (1000, 1001),
         secrets: Mapping[str, str] | None = None,
+        last_id: int = 2**32 - 2,
     ) -> None:
+        self.last_id = last_id
         self._files = files or {}
         self._secrets = secrets or {}
         self.environment = environment or {}
@@ -80,6 +84,61 @@ def test_a_short_file_gives_the_documented_defaults(tmp_path: Path) -> None:
 
 def test_under_root_algorithms_run_as_a_user_of_their_own(tmp_path: Path) -> None:
     assert load_text(REST, tmp_path, PaperMachine(user=(0, 0))).container_user == (64198, 64198)
+
+
+def test_under_root_each_run_has_a_uid_of_its_own(tmp_path: Path) -> None:
+    settings = load_text(REST, tmp_path, PaperMachine(user=(0, 0)))
+    assert settings.container_ids == range(2_000_300_000, 2_000_365_536)
+    assert (settings.container_reader, settings.container_groups) == ((2_000_365_535, 64198), (64198,))
+
+
+def test_a_chosen_range_of_uids_counts(tmp_path: Path) -> None:
+    settings = load_text(REST + "container_users: '70000-70255'\n", tmp_path, PaperMachine(user=(0, 0)))
+    assert settings.container_ids == range(70_000, 70_256)
+
+
+@pytest.mark.parametrize("more", ["", "container_users: '70000-70255'\n"])
+def test_in_a_small_user_namespace_uids_are_taken_from_inside_it(tmp_path: Path, more: str) -> None:
+    settings = load_text(REST + more, tmp_path, PaperMachine(user=(0, 0), last_id=65535))
+    assert settings.container_ids == range(61_440, 63_488)
+
+
+def test_where_there_are_hardly_any_uids_all_runs_share_one(tmp_path: Path) -> None:
+    settings = load_text(REST, tmp_path, PaperMachine(user=(0, 0), last_id=1000))
+    assert (settings.container_ids, settings.container_groups) == (None, ())
+    assert settings.container_reader == (64198, 64198)
+
+
+@pytest.mark.parametrize(
+    ("more", "user"), [("container_user: '5:6'\n", (0, 0)), ("", (1000, 1001))], ids=["chosen", "no root"]
+)
+def test_a_chosen_user_and_that_of_an_ordinary_agent_are_for_all_runs(
+    tmp_path: Path, more: str, user: tuple[int, int]
+) -> None:
+    settings = load_text(REST + more, tmp_path, PaperMachine(user=user))
+    assert (settings.container_ids, settings.container_reader) == (None, settings.container_user)
+
+
+@pytest.mark.parametrize(
+    ("more", "user", "said"),
+    [
+        ("", (1000, 1001), ["runs_share_user"]),
+        ("container_user: '5:6'\n", (1000, 1001), []),
+        ("", (0, 0), []),
+    ],
+    ids=["no root", "chosen", "root"],
+)
+def test_an_agent_that_cannot_give_runs_uids_says_so_unless_the_owner_chose_one_user(
+    tmp_path: Path, more: str, user: tuple[int, int], said: list[str]
+) -> None:
+    with capture_logs() as lines:
+        _warn_of_one_user(load_text(REST + more, tmp_path, PaperMachine(user=user)))
+    assert [line["event"] for line in lines] == said
+
+
+def test_this_machine_can_give_away_as_many_ids_as_its_user_namespace_has() -> None:
+    numbers = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    assert 0 < ThisMachine().last_id <= max(int(first) + int(count) - 1 for first, _, count in numbers)
 
 
 def test_databases_come_out_in_order_and_in_domain_words(tmp_path: Path) -> None:
@@ -308,6 +367,12 @@ def test_every_fault_is_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("container_user: '0:0'", "never run as root"),
         ("container_user: '5:0'", "never run as root"),
         ("container_user: '9:99999999999'", "must be"),
+        ("container_users: many", "must be"),
+        ("container_users: '0-70000'", "above root"),
+        ("container_users: '70000-2147483648'", "end at 2147483647"),
+        ("container_users: '70000-69000'", "not possible"),
+        ("container_users: '70000-70254'", "at least 256"),
+        ("container_user: '5:5'\ncontainer_users: '70000-71000'", "keep one of the two"),
         ("docker_host: /run/docker.sock", "unix:///run/docker.sock"),
         ("status: {listen: 127.0.0.1:80}", "not available in this version"),
         ("encryption: {private_key: k.pem}", "must be an absolute path, or the name of a systemd credential"),

@@ -15,7 +15,7 @@ from node_agent.domain.task import DatabaseRequest
 PATIENTS = Database(label="default", type=DatabaseType.CSV, uri="/srv/patients.csv", env={"site": "north"})
 WAREHOUSE = Database(label="Warehouse", type=DatabaseType.SQL, uri="postgresql://reader:pw@db/x")
 SCANS = Database(label="scans", type=DatabaseType.FOLDER, uri="/srv/scans.d")
-FOLDERS = Folders(private=Path("/state/runs/7"), temporary=Path("/state/jobs/3"))
+FOLDERS = Folders(private=Path("/state/runs/7"), temporary=Path("/state/jobs/3"), user=(1, 1))
 
 
 def decoded(value):

@@ -58,7 +58,6 @@ SETTINGS = StepSettings(
     node_name="alpha",
     pull=PullPolicy.ALWAYS,
     relaxations=(),
-    user=(65534, 65534),
     limits=ContainerLimits(cpus=1, memory=2**30, pids=100, tmp_size=2**20, file_size=2**20),
     output_size=2**20,
     log_size=2**16,
@@ -109,7 +108,7 @@ class Life:
         self._world = world
         self.mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._journal = SqliteJournal(world.state_dir)
-        folders = Fused("folders", DiskRunFolders(world.state_dir, user=SETTINGS.user), fuse)
+        folders = Fused("folders", DiskRunFolders(world.state_dir, user=(65534, 65534)), fuse)
         server = Fused("server", world.server, fuse)
         engine = Fused("engine", world.engine, fuse)
         self._runs = runs = RunTable()

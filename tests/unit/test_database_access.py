@@ -120,6 +120,13 @@ def test_an_unreadable_file_is_named_with_the_commands_that_open_it(grouped):
     assert f"setfacl -m u:7000:r {grouped}" in said
 
 
+def test_where_runs_have_uids_of_their_own_only_a_group_is_let_in(grouped):
+    agent = agent_of(grouped, joins_group=False)
+    said = fault_of(csv(grouped), uid=7000, gid=7001, agent=agent, uid_varies=True)
+    assert "(the group 7001)" in said
+    assert f"chgrp 7001 {grouped} && chmod g+r {grouped}, or: setfacl -m g:7001:r {grouped}" in said
+
+
 def test_the_first_unreadable_entry_of_a_folder_is_named(tmp_path):
     folder = tmp_path / "scans"
     (folder / "sub dir").mkdir(parents=True)

@@ -1,5 +1,7 @@
 """Which databases a task gets."""
 
+import os
+
 import pytest
 
 from node_agent.databases.access import Agent
@@ -8,6 +10,7 @@ from node_agent.domain.database import Database, DatabaseType
 from node_agent.domain.task import DatabaseRequest
 from node_agent.errors import ConfigError, DatabaseMissing
 
+GROUP = 4711 if os.geteuid() == 0 else os.getgid()
 ROOT = Agent(uid=0, groups=frozenset({0}))
 ONE = Database(label="one", type=DatabaseType.CSV, uri="/srv/one.csv")
 TWO = Database(label="Two", type=DatabaseType.SQL, uri="postgresql://db/two")
@@ -44,3 +47,13 @@ def test_labels_that_differ_only_in_case_are_refused():
 
 def test_the_order_of_the_configuration_is_kept():
     assert Catalog([TWO, ONE], agent=ROOT).databases == (TWO, ONE)
+
+
+def test_a_container_joins_the_groups_of_all_runs_and_those_of_its_databases(tmp_path):
+    (tmp_path / "one.csv").write_text("age")
+    os.chown(tmp_path / "one.csv", -1, GROUP)
+    (tmp_path / "one.csv").chmod(0o640)
+    one = Database(label="one", type=DatabaseType.CSV, uri=str(tmp_path / "one.csv"))
+    catalog = Catalog([one], agent=Agent(uid=0, groups=frozenset({0})), groups=(64198,))
+    assert catalog.groups([]) == (64198,)
+    assert catalog.groups([one]) == tuple(sorted({64198, GROUP} - {0}))

@@ -11,6 +11,7 @@ import yaml
 
 from node_agent import cli
 from node_agent.config import ANY_MACHINE, load
+from node_agent.config.settings import IDS_UNDER_ROOT
 from node_agent.config.shape import setting_paths
 from node_agent.logs import EVENTS
 
@@ -65,7 +66,8 @@ def test_the_values_of_the_example_are_the_defaults() -> None:
         "state_dir",
     ):
         assert getattr(example, part) == getattr(minimal, part)
-    assert example.container_user == (64198, 64198)
+    assert example.written is not None
+    assert example.written.container_users == IDS_UNDER_ROOT
 
 
 @pytest.mark.parametrize("name", ["minimal.yaml", "example.yaml"])

@@ -32,6 +32,7 @@ class Site:
 
     environment: Mapping[str, str] = {}
     user = (1000, 1000)
+    last_id = 2**32 - 2
     folders = frozenset({"/srv/data/scans"})
     files = frozenset(
         {

@@ -607,7 +607,7 @@ def test_result_and_log_are_on_the_disk_before_they_have_their_names(
         "sync .log.new",
         "name log",
         f"sync {folder}",
-        "sync output",
+        "sync .result.new",
         "name result",
         f"sync {folder}",
     ]

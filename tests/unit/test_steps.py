@@ -64,7 +64,6 @@ SETTINGS = StepSettings(
     node_name="alpha",
     pull=PullPolicy.ALWAYS,
     relaxations=(),
-    user=(1234, 1234),
     limits=ContainerLimits(cpus=1, memory=2**30, pids=100, tmp_size=2**20, file_size=2**20),
     output_size=1000,
     log_size=100,
@@ -299,7 +298,7 @@ def test_a_container_is_made_from_the_pinned_image_with_all_limits(bench: Bench)
     spec = bench.engine.box_of(RUN).spec
     assert run.container in bench.engine.boxes
     assert (spec.name, spec.run_id, spec.image_id) == ("node-agent-alpha-run-1", RUN, "image-1")
-    assert (spec.user, spec.groups, spec.limits) == ((1234, 1234), (1000,), SETTINGS.limits)
+    assert (spec.user, spec.groups, spec.limits) == ((65534, 65534), (1000,), SETTINGS.limits)
     assert (spec.writable_root, spec.capabilities, spec.command) == (False, (), None)
     assert [mount.target for mount in spec.mounts if mount.read_only] == ["/mnt/default.csv"]
 

@@ -221,6 +221,7 @@ class _WithSecrets:
         self._secrets = secrets
         self.environment = machine.environment
         self.user = machine.user
+        self.last_id = machine.last_id
 
     def kind(self, path: Path) -> Kind:
         """Say what stands at *path*."""

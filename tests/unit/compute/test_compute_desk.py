@@ -21,6 +21,7 @@ from node_agent.domain.ports import FinalReport, OpenRun
 from node_agent.domain.run import FIRST_JOB_RUN, Outcome, Run, RunId, State, Status
 from node_agent.domain.task import TaskId
 from node_agent.errors import RunClosed
+from node_agent.store.untrusted.opening import opened_folder
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import make_run
 
@@ -301,7 +302,8 @@ def collected(scene: Scene, job: JobRecord) -> None:
     outputs.mkdir()
     (outputs / "b.txt").write_text("b")
     (outputs / "a.txt").write_text("a")
-    scene.results.collect(job.id, outputs=outputs, limit=100)
+    with opened_folder(outputs) as opened:
+        scene.results.collect(job.id, outputs=opened, limit=100)
 
 
 def test_outputs_and_log_are_there_from_the_end_on(scene: Scene) -> None:

@@ -1,0 +1,114 @@
+"""What one run does as its user hurts no other run: limits that the kernel counts per uid, and descriptors that leak.
+
+In the review one run took all inotify instances, and another user's run got none; and a descriptor of a sibling's folder
+was as good as one's own.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import docker
+import pytest
+
+from node_agent.domain.ports import Folders
+from node_agent.domain.run import RunId
+from node_agent.domain.secret import Secret
+from node_agent.domain.task import JobKey
+from node_agent.store.rundir import DiskRunFolders
+from tests.lab.images import script_image
+from tests.parts import engine_client
+
+pytestmark = pytest.mark.engine
+
+IDS = range(2_000_400_000, 2_000_400_256)
+JOB = JobKey("7-1")
+SCRIPT = Path(__file__).with_name("sibling.py")
+SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[docker.DockerClient]:
+    with engine_client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def image(client: docker.DockerClient) -> str:
+    return script_image(client, "hostile-sibling", SCRIPT.read_text())
+
+
+@pytest.fixture
+def folders(quick_dir: Path, missing: Callable[[str], NoReturn]) -> DiskRunFolders:
+    if os.geteuid() != 0:
+        missing("an agent that gives folders to others runs as root")
+    return DiskRunFolders(quick_dir, user=(64198, 64198), ids=IDS)
+
+
+def prepare(folders: DiskRunFolders, run: int, job: JobKey = JOB) -> Folders:
+    folders.store_input(RunId(run), [b"{}"])
+    return folders.prepare(RunId(run), job, token=Secret("t"), open_to_all=False)
+
+
+@contextmanager
+def container(
+    client: docker.DockerClient, image: str, made: Folders, command: str
+) -> Iterator[docker.models.containers.Container]:
+    """Start a run's container as the agent does, as far as its user and its folders are concerned."""
+    started = client.containers.run(
+        image,
+        [command],
+        user="{}:{}".format(*made.user),
+        network_mode="none",
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        ulimits=[docker.types.Ulimit(name="nofile", soft=4096, hard=4096)],
+        volumes=[f"{made.private}:/mnt/data", f"{made.temporary}:/mnt/tmp"],
+        labels={"node-agent-lab": "1"},
+        detach=True,
+    )
+    try:
+        yield started
+    finally:
+        started.remove(force=True)
+
+
+def said_by(found: docker.models.containers.Container) -> str:
+    found.wait(timeout=SECONDS)
+    return found.logs().decode()
+
+
+def until_it_says(found: docker.models.containers.Container, words: str) -> str:
+    deadline = time.monotonic() + SECONDS
+    while words not in (text := found.logs().decode()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+    return text
+
+
+def test_a_run_that_takes_all_inotify_instances_takes_none_from_another(
+    folders: DiskRunFolders, client: docker.DockerClient, image: str
+) -> None:
+    hostile, other = prepare(folders, 1), prepare(folders, 2, JobKey("8-2"))
+    with container(client, image, hostile, "hoard") as hoarding:
+        assert until_it_says(hoarding, "took").endswith(": EMFILE\n")
+        with container(client, image, hostile, "watch") as same:
+            assert said_by(same) == "EMFILE\n"  # the limit is really reached
+        with container(client, image, other, "watch") as watching:
+            assert said_by(watching) == "watches\n"
+
+
+def test_a_descriptor_of_a_siblings_folder_is_worth_nothing(
+    folders: DiskRunFolders, client: docker.DockerClient, image: str
+) -> None:
+    first, second = prepare(folders, 1), prepare(folders, 2)
+    with (
+        container(client, image, second, "use") as using,
+        container(client, image, first, "leave") as leaving,
+    ):
+        assert leaving.wait(timeout=SECONDS)["StatusCode"] == 0, leaving.logs().decode()
+        assert said_by(using) == "make EACCES\nrename EACCES\nlink EACCES\nread EACCES\n"
+    assert folders.capture_output(RunId(1), limit=1 << 20) == 800_000
