@@ -21,9 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
+from node_agent.domain.task import JobId, TaskId
 from node_agent.payload.envelope import seal, unseal
 from node_agent.payload.keys import PrivateKey
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.inquiry import Caller
 from node_agent.proxy.sealer import PlainSealer
 from node_agent.proxy.server import CONNECTIONS_EACH, MAX_CHUNK_LINE, THREADS, ProxyServer
 from node_agent.proxy.spool import Spool
@@ -250,7 +252,7 @@ class Served:
         app = ProxyApp(
             forward=self._server.forward,
             # each container has a run of its own
-            run_of_token=lambda digest: RunId(int(digest[:8], 16)),
+            caller_of_token=lambda digest: Caller(RunId(int(digest[:8], 16)), TaskId(1), JobId(1), 1, 5),
             on_subtask=lambda run: None,
             spool=self.spool,
             max_body=max_body,
