@@ -134,6 +134,7 @@ class Channel(HTTPChannel):
     server: Any
     current_outbuf_count: Any
     total_outbufs_len: Any
+    _fileno: int | None
     _flush_exception: Any
     _flush_some: Any
     # its published types miss what is used here
@@ -154,6 +155,22 @@ class Channel(HTTPChannel):
         if self.holds is None or not requests or requests[0].error:
             return NOBODY
         return self.holds.researcher_of(requests[0].headers.get("AUTHORIZATION", "")) or NOBODY
+
+    def readable(self) -> bool:
+        """Check whether bytes are awaited.
+
+        A connection may be closed while the events to wait for are gathered. It must not be waited for then: its
+        descriptor may be another connection's when the event is handled.
+        """
+        return not self._is_closed and bool(super().readable())
+
+    def writable(self) -> bool:
+        """Check whether bytes are to be sent, or the connection is to be closed."""
+        return not self._is_closed and bool(super().writable())
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._fileno is None
 
     def received(self, data: bytes) -> bool:
         """Take bytes of a request in, and note since when it comes."""

@@ -70,8 +70,6 @@ class ProxyServer:
         self._max_body = max_body
         self._clients = clients
         self._patience = Patience(idle_seconds, request_seconds)
-        self._leaving: list[Channel] = []
-        """Connections that lost their place; they are closed when no event of theirs is under way."""
         self._server: Any = None  # its published types miss what is used here
         self._thread: threading.Thread | None = None
         self._timekeeper: threading.Thread | None = None
@@ -102,7 +100,6 @@ class ProxyServer:
         )
         server.channel_class = self._accept
         server.maintenance = partial(_close_overdue, server, self._patience)
-        server.readable = partial(self._readable, server.readable)
         if self._holds is not None:
             waits = self._holds.waits
             waits.look_with(lambda look: server.add_task(_Look(look)))
@@ -129,13 +126,14 @@ class ProxyServer:
 
     def _accept(self, server: Any, line: socket.socket, address: Any, adj: Any, **more: Any) -> None:
         """Serve a new connection of a container; one that has too many is turned away."""
-        channels = [channel for channel in server.active_channels.values() if channel not in self._leaving]
+        channels = list(server.active_channels.values())
         theirs = sum(channel.addr[0] == address[0] for channel in channels)
         if not self._admits(address[0]) or theirs >= CONNECTIONS_EACH:
             line.close()
             return
         if len(channels) >= CONNECTIONS:
-            self._leaving.append(_most_dispensable(channels))
+            # its descriptor stays unused until the events of this turn are over: one connection comes in a turn
+            _most_dispensable(channels).handle_close()
         channel = Channel(server, line, address, adj, **more)
         channel.parser_class = partial(Parser, spool=self._spool, owner=address[0])
         channel.holds = self._holds
@@ -145,12 +143,6 @@ class ProxyServer:
         if self._clients is None:
             return True
         return address != self._address and IPv4Address(address) in self._clients
-
-    def _readable(self, readable: Callable[[], bool]) -> bool:
-        """Close what lost its place, before the events of the next turn are looked for."""
-        while self._leaving:
-            self._leaving.pop().handle_close()
-        return readable()
 
 
 @dataclass(frozen=True, slots=True)

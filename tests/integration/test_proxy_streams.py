@@ -25,9 +25,10 @@ from node_agent.domain.task import JobId, TaskId
 from node_agent.payload.envelope import seal, unseal
 from node_agent.payload.keys import PrivateKey
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.channel import MAX_CHUNK_LINE
 from node_agent.proxy.inquiry import Caller
 from node_agent.proxy.sealer import PlainSealer
-from node_agent.proxy.server import CONNECTIONS_EACH, MAX_CHUNK_LINE, THREADS, ProxyServer
+from node_agent.proxy.server import CONNECTIONS_EACH, THREADS, ProxyServer
 from node_agent.proxy.spool import Spool
 from node_agent.server.address import ServerAddress
 from node_agent.server.client import HttpServer
