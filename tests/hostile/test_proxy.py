@@ -3,7 +3,10 @@
 bob@beta sends algorithms to alpha's node, which holds alpha's private key. They ask for what belongs to alice@alpha.
 """
 
+import contextlib
 import json
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 from node_agent.payload.keys import create_private_key
-from tests.interop.stage import SMALL_LIMITS, SubmittedTask
+from tests.interop.stage import SMALL_LIMITS, SubmittedTask, eventually
 from tests.lab.agents import AgentProcess
 from tests.lab.client import ClientWorker
 from tests.lab.vantage6 import RealServer
@@ -173,16 +176,20 @@ def test_a_hundred_guessed_numbers_win_nothing(scene: Scene, alices: SubmittedTa
 CENTRAL = (
     TOKEN
     + """
+def part(script, organization):
+    inner = json.dumps({{"method": "script", "kwargs": {{"script": script}}}}).encode()
+    body = {{"image": own["image"], "name": "part", "collaboration_id": own["collaboration_id"], "databases": [],
+            "organizations": [{{"id": organization, "input": base64.b64encode(inner).decode()}}]}}
+    status, task = call("POST", "/task", token, body)
+    assert status == 201, task
+    deadline = time.monotonic() + 60
+    while call("GET", f"/task/{{task['id']}}/status", token)[1]["status"] != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return task
+
 own = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["sub"]
-inner = json.dumps({{"method": "script", "kwargs": {{"script": "write('part')"}}}}).encode()
-body = {{"image": own["image"], "name": "part", "collaboration_id": own["collaboration_id"],
-        "databases": [], "organizations": [{{"id": {organization}, "input": base64.b64encode(inner).decode()}}]}}
-status, task = call("POST", "/task", token, body)
-assert status == 201, task
-deadline = time.monotonic() + 60
-while call("GET", f"/task/{{task['id']}}/status", token)[1]["status"] != "completed":
-    assert time.monotonic() < deadline
-    time.sleep(0.5)
+task = part("write('part')", {organization})
 runs = call("GET", f"/run?task_id={{task['id']}}&page=1", token)[1]["data"]
 write({{
     "list": call("GET", f"/result?task_id={{task['id']}}&page=1", token)[1]["data"],
@@ -190,6 +197,30 @@ write({{
     "children": call("GET", f"/task?parent_id={{own['task_id']}}", token)[1]["data"],
     "itself": call("GET", f"/task/{{own['task_id']}}", token)[1]["id"],
 }})
+"""
+)
+
+
+WAITS_WITH_PART = (
+    CENTRAL[: CENTRAL.index("runs = ")]
+    + """
+open("/mnt/tmp/made", "w").close()
+while not os.path.exists("/mnt/tmp/leave"):
+    time.sleep(0.1)
+write(call("GET", f"/result?task_id={{task['id']}}&page=1", token)[1]["data"][0]["result"])
+"""
+)
+LENDS_TOKEN = (
+    CENTRAL[: CENTRAL.index("task = part")]
+    + """
+open("/mnt/tmp/lent", "w").write(token)
+theirs = '''
+lent = open("/mnt/tmp/lent").read()
+number = json.loads(base64.urlsafe_b64decode(lent.split(".")[1] + "=="))["sub"]["task_id"]
+write([call("GET", f"/task/{{number}}", lent), call("GET", f"/task/{{number}}", open(env("TOKEN_FILE")).read())])
+'''
+task = part(theirs, {organization})
+write(json.loads(base64.b64decode(call("GET", f"/result?task_id={{task['id']}}", token)[1]["data"][0]["result"])))
 """
 )
 
@@ -202,3 +233,50 @@ def test_an_algorithm_still_reads_the_results_of_its_own_subtasks(scene: Scene) 
     assert [row["result"] for row in told["list"]] == ["InBhcnQi"]
     assert told["one"]["result"] == "InBhcnQi"
     assert len(told["children"]) == 1
+
+
+def test_a_restart_of_the_agent_does_not_cut_an_algorithm_off_from_its_subtasks(scene: Scene) -> None:
+    agent = scene.agents["alpha"]
+    task = scene.ask(
+        "beta", "alpha", WAITS_WITH_PART.format(organization=scene.server.organization_ids["beta"])
+    )
+    made = eventually(
+        lambda: list((agent.state_dir / "jobs").glob("*/made")), within=60, what="the end of the subtask"
+    )
+    agent.stop()
+    agent.start()
+    made[0].with_name("leave").touch()
+    assert scene.told(task) == "InBhcnQi"
+
+
+def test_a_token_that_was_handed_on_is_refused_in_another_container(scene: Scene) -> None:
+    script = LENDS_TOKEN.format(organization=scene.server.organization_ids["alpha"])
+    lent, own = scene.told(scene.ask("beta", "alpha", script))
+    assert lent == [403, {"msg": "This token belongs to another container."}]
+    assert own[0] == 200
+
+
+ASKS_FROM_OUTSIDE = """
+import socket
+try:
+    with socket.create_connection(("{address}", {port}), timeout=10) as line:
+        line.sendall(b"GET /version HTTP/1.0\\r\\n\\r\\n")
+        print(line.recv(100))
+except OSError:
+    print(b"")
+"""
+
+
+def test_ordinary_containers_and_users_of_the_machine_get_no_answer(scene: Scene) -> None:
+    agent = scene.agents["alpha"]
+    facts = agent.wait_for("proxy_listening", within=5)
+    code = ASKS_FROM_OUTSIDE.format(address=facts["address"], port=facts["port"])
+    user = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert user.stdout == "b''\n"
+    with contextlib.closing(agent.engine()) as engine:
+        said = engine.containers.run(
+            scene.script, ["-c", code], entrypoint="python3", remove=True, labels={"node-agent-lab": "1"}
+        )
+    assert said == b"b''\n"
