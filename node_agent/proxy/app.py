@@ -182,7 +182,7 @@ class ProxyApp:
                 if inquiry.task is not None:
                     self._rights.check_task(caller, token, inquiry.task)
                 if route.about is About.BLOB:
-                    self._rights.check_blob(caller, route.blob)
+                    self._rights.check_blob(caller, token, route.blob)
                 passage = Passage(request, self._spool, self._max_body, stack)
                 body, status, content_type = self._forwarded(passage, route, inquiry.query, token)
                 if status == _CREATED and route.treatment is Treatment.NEW_TASK:

@@ -10,10 +10,12 @@ This keeps algorithms apart from one another. It does not protect against a serv
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from enum import Enum, auto
+from itertools import count
 from typing import Generic, TypeVar
 
 from node_agent.domain.ports import ProxiedRequest, ProxiedResponse
@@ -23,8 +25,11 @@ from node_agent.domain.task import TaskId
 from node_agent.proxy.inquiry import AccessRefused, Caller
 from node_agent.proxy.routes import About
 
-MAX_TASK = 1 << 20
-"""Bytes of a task as the server shows it."""
+MAX_ANSWER = 1 << 20
+"""Bytes of a task, or of a page of results that lie in the blob store, as the server shows it."""
+SEARCH_CALLS = 100
+SEARCH_SECONDS = 30.0
+"""Between two searches for the blobs of one run."""
 REMEMBERED_RUNS = 1024
 REMEMBERED_EACH = 4096
 """Tasks and blobs remembered for one run; those forgotten are asked for again."""
@@ -50,8 +55,10 @@ class Relation(Enum):
 class Rights:
     """Decides what each run may know; may be asked from any thread."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._forward = forward
+        self._monotonic = monotonic
+        self._searches: _Memory[str, float] = _Memory()
         self._tasks: _Memory[TaskId, Relation] = _Memory()
         self._blobs: _Memory[str, bool] = _Memory()
 
@@ -90,27 +97,65 @@ class Rights:
             if isinstance(name, str) and _UUID.fullmatch(name):
                 self._blobs.put(caller.run, name.lower(), value=True)
 
-    def check_blob(self, caller: Caller, name: str) -> None:
-        """Refuse a blob that does not hold the result of one of the run's subtasks. Raises AccessRefused."""
-        if not self._blobs.get(caller.run, name.lower()):
+    def check_blob(self, caller: Caller, token: Secret, name: str) -> None:
+        """Refuse a blob that does not hold the result of one of the run's subtasks. Raises AccessRefused.
+
+        One that is not known is looked for at the server: what was listed before a restart of the agent is forgotten.
+        """
+        key = name.lower()
+        if not self._blobs.get(caller.run, key) and self._may_search(caller):
+            self._search_blobs(caller, token)
+        if not self._blobs.get(caller.run, key):
             raise AccessRefused(
                 403,
                 "This run may only read blobs that hold results of its own subtasks. Ask for the results first.",
             )
 
+    def _may_search(self, caller: Caller) -> bool:
+        now = self._monotonic()
+        may = now >= (self._searches.get(caller.run, "next") or 0.0)
+        if may:
+            self._searches.put(caller.run, "next", now + SEARCH_SECONDS)
+        return may
+
+    def _search_blobs(self, caller: Caller, token: Secret) -> None:
+        calls = iter(range(SEARCH_CALLS))
+        for row in self._pages(token, "task", f"parent_id={caller.task}", calls):
+            task = _number(row)
+            if task is None or relation_of(caller, TaskId(task), row) is not Relation.SUBTASK:
+                continue
+            for result in self._pages(token, "result", f"task_id={task}", calls):
+                if _number(result.get("task")) == task:
+                    self.note_blobs(caller, result)
+
+    def _pages(
+        self, token: Secret, path: str, query: str, calls: Iterator[int]
+    ) -> Iterator[Mapping[str, object]]:
+        """Iterate over the rows of a list, as long as there are *calls* left."""
+        for page, _ in zip(count(1), calls, strict=False):
+            status, answer = self._get(token, path, f"{query}&page={page}")
+            if status != _OK or not isinstance(answer, dict):
+                return
+            yield from rows_of(answer)
+            links = answer.get("links")
+            if not isinstance(links, dict) or not links.get("next"):
+                return
+
     def _asked(self, token: Secret, task: TaskId) -> object:
-        call = ProxiedRequest(method="GET", path=f"task/{task}", query="", token=token)
+        status, found = self._get(token, f"task/{task}")
+        if status != _OK:
+            raise AccessRefused(status, _message_of(found) or f"The server does not show task {task}.")
+        return found
+
+    def _get(self, token: Secret, path: str, query: str = "") -> tuple[int, object]:
+        call = ProxiedRequest(method="GET", path=path, query=query, token=token)
         with self._forward(call) as answer:
             content = bytearray()
             for piece in answer.body:
                 content += piece
-                if len(content) > MAX_TASK:
+                if len(content) > MAX_ANSWER:
                     raise AccessRefused(502, "The server's answer about the task is too large.")
-            status = answer.status
-        found = _parsed(bytes(content))
-        if status != _OK:
-            raise AccessRefused(status, _message_of(found) or f"The server does not show task {task}.")
-        return found
+            return answer.status, _parsed(bytes(content))
 
 
 def relation_of(caller: Caller, task: TaskId, answer: object) -> Relation:

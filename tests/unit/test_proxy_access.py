@@ -12,9 +12,16 @@ from node_agent.domain.ports import ProxiedResponse
 from node_agent.errors import EngineUnreachable, ServerUnreachable
 from node_agent.payload.chunks import Literal
 from node_agent.proxy.app import ProxyApp
-from node_agent.proxy.inquiry import Caller
+from node_agent.proxy.inquiry import AccessRefused, Caller
 from node_agent.proxy.residence import Residence
-from node_agent.proxy.rights import REMEMBERED_EACH, REMEMBERED_RUNS, Relation, Rights, relation_of
+from node_agent.proxy.rights import (
+    REMEMBERED_EACH,
+    REMEMBERED_RUNS,
+    SEARCH_CALLS,
+    Relation,
+    Rights,
+    relation_of,
+)
 from node_agent.proxy.sealer import PlainSealer
 from node_agent.proxy.spool import Spool
 
@@ -22,6 +29,7 @@ OWN, JOB, COLLABORATION, USER = 10, 8, 2, 5
 SUBTASK, SIBLING, FOREIGN = 11, 12, 99
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 OTHER_UUID = "1f8fad5b-d9cb-469f-a165-70867728950e"
+FOREIGN_UUID = "2f8fad5b-d9cb-469f-a165-70867728950e"
 SECRET = "alice's result"
 
 
@@ -370,6 +378,57 @@ def test_only_blobs_with_results_of_own_subtasks_are_read(proxy):
     assert proxy.get(f"/blobstream/{UUID}").data == b'opened:"content"'
     assert proxy.get(f"/blobstream/{UUID.upper()}").status_code == 404
     assert proxy.get(f"/blobstream/{OTHER_UUID}").status_code == 403
+
+
+class BlobServer:
+    """Has a task with two subtasks, whose results fill two pages and lie in the blob store."""
+
+    def __init__(self):
+        self.seen = []
+
+    @contextmanager
+    def __call__(self, request):
+        self.seen.append(f"{request.path}?{request.query}")
+        pages = {
+            "task?parent_id=10&page=1": [TASKS[SUBTASK], TASKS[FOREIGN], TASKS[SIBLING]],
+            "task?parent_id=10&page=2": [described(21, parent={"id": OWN})],
+            "result?task_id=11&page=1": [result(1, SUBTASK, OTHER_UUID)],
+            "result?task_id=21&page=1": [result(2, 21, UUID), result(3, FOREIGN, FOREIGN_UUID)],
+        }
+        rows = pages[self.seen[-1]]
+        following = {"next": "more"} if self.seen[-1] == "task?parent_id=10&page=1" else {}
+        body = json.dumps({"data": rows, "links": following}).encode()
+        yield ProxiedResponse(status=200, body=[body], content_type="application/json")
+
+
+def test_blobs_listed_before_a_restart_are_found_at_the_server_but_not_looked_for_all_the_time():
+    server, now = BlobServer(), 100.0
+    rights = Rights(server, monotonic=lambda: now)
+    rights.check_blob(caller(), "token", UUID)
+    rights.check_blob(caller(), "token", OTHER_UUID)
+    assert len(server.seen) == 4
+    for _ in range(3):
+        with pytest.raises(AccessRefused):
+            rights.check_blob(caller(), "token", FOREIGN_UUID)
+    assert len(server.seen) == 4
+    now += 60
+    with pytest.raises(AccessRefused):
+        rights.check_blob(caller(), "token", FOREIGN_UUID)
+    assert len(server.seen) == 8
+
+
+def test_a_search_for_blobs_ends_however_many_pages_there_are():
+    @contextmanager
+    def endless(request):
+        endless.calls += 1
+        rows = [described(1000 + endless.calls, parent={"id": OWN})] if request.path == "task" else []
+        body = json.dumps({"data": rows, "links": {"next": "more"}}).encode()
+        yield ProxiedResponse(status=200, body=[body], content_type="application/json")
+
+    endless.calls = 0
+    with pytest.raises(AccessRefused):
+        Rights(endless).check_blob(caller(), "token", UUID)
+    assert endless.calls == SEARCH_CALLS
 
 
 # --- where a token is shown -----------------------------------------------------------------------------------------
