@@ -101,7 +101,7 @@ SPARE_THREADS = 4
 PROGRESS_SECONDS = 10.0
 AROUND_BODY = 1 << 20
 BODIES_ON_DISK = 8
-"""So many of the largest bodies may be on their way through the proxy; one container may have half of them."""
+"""So many of the largest bodies may be on their way through the proxy; one researcher may have half of them."""
 WATCH_AGAIN_SECONDS = 2.0
 SPACE_SECONDS = 2.0
 LATE_FAREWELL_SECONDS = 1.5

@@ -171,7 +171,8 @@ class ProxyApp:
         query = _query_of(request)
         with _refusals(), ExitStack() as stack:
             check_form(query)
-            passage = Passage(request, self._spool, self._max_body, stack)
+            owner = request.remote_addr or ""
+            passage = Passage(request, self._spool, self._max_body, stack, owner=owner)
             body, status, content_type = self._forwarded(passage, route, query)
             return passage.response(body, status, content_type)
 
@@ -183,7 +184,8 @@ class ProxyApp:
                     self._rights.check_task(caller, token, inquiry.task)
                 if route.about is About.BLOB:
                     self._rights.check_blob(caller, token, route.blob)
-                passage = Passage(request, self._spool, self._max_body, stack)
+                owner = caller.researcher
+                passage = Passage(request, self._spool, self._max_body, stack, owner=owner)
                 body, status, content_type = self._forwarded(passage, route, inquiry.query, token)
                 if status == _CREATED and route.treatment is Treatment.NEW_TASK:
                     self._note_subtask(passage, caller, body)

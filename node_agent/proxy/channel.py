@@ -6,6 +6,7 @@ asked or answered.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,17 +40,18 @@ class Parser(HTTPRequestParser):
     """Reads one request; its body goes to the spool."""
 
     body_rcv: Any
+    headers: Any
 
-    def __init__(self, adj: Any, *, spool: Spool, owner: str) -> None:
+    def __init__(self, adj: Any, *, spool: Spool, owner_of: Callable[[str], str]) -> None:
         super().__init__(adj)
         self._spool = spool
-        self._owner = owner
+        self._owner_of = owner_of
 
     def parse_header(self, header_plus: bytes) -> None:
         """Read the head of the request, and prepare the place of its body."""
         super().parse_header(header_plus)
         if self.body_rcv is not None:
-            self.body_rcv.buf = self._spool.body(self._owner)
+            self.body_rcv.buf = self._spool.body(self._owner_of(self.headers.get("AUTHORIZATION", "")))
 
     def received(self, data: bytes) -> int:
         """Take bytes in; return how many of them belong to this request."""

@@ -35,12 +35,14 @@ class Refusal(Exception):
 class Passage:
     """The bodies of one call; all but the answer are gone when *stack* is closed."""
 
-    def __init__(self, request: Request, spool: Spool, max_body: int, stack: ExitStack) -> None:
+    def __init__(
+        self, request: Request, spool: Spool, max_body: int, stack: ExitStack, *, owner: str
+    ) -> None:
         self._request = request
         self._spool = spool
         self._max_body = max_body
         self._stack = stack
-        self._owner = request.remote_addr or ""
+        self._owner = owner
         self._handed_over: SpooledBody | None = None
 
     @property

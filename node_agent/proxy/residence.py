@@ -26,20 +26,32 @@ class Residence:
         self._runs_at = runs_at
         self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._known: OrderedDict[tuple[RunId, str], tuple[bool, float]] = OrderedDict()
         """Whether the run is elsewhere, and until when that counts."""
 
     def is_elsewhere(self, run: RunId, address: str) -> bool:
         """Check whether the engine says that another run has the address, or that this run has another one."""
+        known = self._remembered(run, address)
+        if known is None:
+            # an engine that is slow to answer keeps only those waiting who need its answer
+            with self._asking:
+                known = self._remembered(run, address)
+                if known is None:
+                    known, until = self._looked_up(run, address)
+                    self._remember(run, address, (known, until))
+        return known
+
+    def _remembered(self, run: RunId, address: str) -> bool | None:
         with self._lock:
             found, until = self._known.get((run, address), (False, 0.0))
-            if until > self._monotonic():
-                return found
-            found, until = self._looked_up(run, address)
-            self._known[run, address] = found, until
+            return found if until > self._monotonic() else None
+
+    def _remember(self, run: RunId, address: str, verdict: tuple[bool, float]) -> None:
+        with self._lock:
+            self._known[run, address] = verdict
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-        return found
 
     def _looked_up(self, run: RunId, address: str) -> tuple[bool, float]:
         try:

@@ -22,7 +22,7 @@ from waitress.wasyncore import close_all
 from node_agent.errors import ConfigError
 from node_agent.proxy.channel import Channel, Holds, Parser
 from node_agent.proxy.spool import Spool
-from node_agent.proxy.turns import LOOKS, FairDispatcher
+from node_agent.proxy.turns import LOOKS, NOBODY, FairDispatcher
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -135,8 +135,14 @@ class ProxyServer:
             # its descriptor stays unused until the events of this turn are over: one connection comes in a turn
             _most_dispensable(channels).handle_close()
         channel = Channel(server, line, address, adj, **more)
-        channel.parser_class = partial(Parser, spool=self._spool, owner=address[0])
+        channel.parser_class = partial(
+            Parser, spool=self._spool, owner_of=partial(self._owner_of, address[0])
+        )
         channel.holds = self._holds
+
+    def _owner_of(self, address: str, authorization: str) -> str:
+        """Return on whose behalf a body is kept: the researcher's, so that several runs of one have one share."""
+        return address if self._holds is None else self._holds.researcher_of(authorization) or NOBODY
 
     def _admits(self, address: str) -> bool:
         """Check that somebody is a container of the isolated network, and not this machine or another container."""

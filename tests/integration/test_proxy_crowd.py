@@ -49,7 +49,8 @@ class Crowd:
     def __init__(self, folder, **settings):
         self.upstream = Server()
         self.callers = {}
-        self.spool = Spool(folder, total=1 << 30)
+        self.room = 8 * MAX_BODY
+        self.spool = Spool(folder, total=self.room)
         app = ProxyApp(
             forward=self.upstream,
             caller_of_token=self.callers.get,
@@ -204,6 +205,23 @@ def test_many_runs_of_one_researcher_leave_threads_to_another(tmp_path):
         assert answer.startswith(b"HTTP/1.1 200 ")
         crowd.upstream.may_answer.set()
         assert all(everything(call).startswith(b"HTTP/1.1 200 ") for call in calls)
+
+
+def test_runs_of_one_researcher_have_one_share_of_the_disk_and_strangers_have_none(tmp_path):
+    with Crowd(tmp_path / "spool") as crowd:
+        body = b'{"organizations": [{"id": 1, "input": "' + b"x" * (60 * MB)
+        for number, token in ((3, "nobody"), *((run, crowd.knows(run, ALICE)) for run in range(4, 24))):
+            line = crowd.line(number)
+            head = f"POST /task HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer {token}\r\n"
+            with suppress(ConnectionError):
+                line.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % (61 * MB) + body)
+        assert crowd.spool.taken <= crowd.room // 2
+        token = crowd.knows(2, BOB)
+        content = b'{"organizations": [{"id": 1, "input": "' + b"QUJD" * MB + b'"}]}'
+        head = f"POST /task HTTP/1.1\r\nHost: p\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n"
+        line = crowd.line(2)
+        line.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        assert everything(line).startswith(b"HTTP/1.1 200 ")
 
 
 def test_calls_without_a_token_leave_threads_to_others(tmp_path):
