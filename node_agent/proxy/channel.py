@@ -225,6 +225,12 @@ class Channel(HTTPChannel):
         # a line that turns out to be broken is closed by the thread that owns it
         self.server.pull_trigger()
 
+    def cancel(self) -> None:
+        """Leave calls undone, since the server ends."""
+        for request in self.requests:
+            request.close()
+        super().cancel()
+
     def handle_close(self) -> None:
         """Close the connection, and forget what has come in of a request."""
         # it stays in its place: this may be called while it is read

@@ -6,6 +6,7 @@ none of them has more than a share of the threads, however many of their runs ca
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from waitress.task import ThreadedTaskDispatcher
@@ -65,7 +66,7 @@ class FairQueue:
         if waiting:
             self._waiting[name] = waiting
         self._working[name] += 1
-        return _Turn(task, name, self._done)
+        return _Turn(task, partial(self._done, name), partial(self.is_over, name))
 
     def is_over(self, name: str) -> None:
         """Note that a thread of a researcher is free again."""
@@ -80,20 +81,21 @@ class FairQueue:
 class _Turn:
     """Something that has a thread."""
 
-    def __init__(self, task: Served, name: str, done: Callable[[str], None]) -> None:
+    def __init__(self, task: Served, done: Callable[[], None], over: Callable[[], None]) -> None:
         self._task = task
-        self._name = name
         self._done = done
+        self._over = over
 
     def service(self) -> None:
         """Do it, and give the thread back."""
         try:
             self._task.service()
         finally:
-            self._done(self._name)
+            self._done()
 
     def cancel(self) -> None:
-        """Leave it undone."""
+        """Leave it undone; whoever does this holds the dispatcher's lock."""
+        self._over()
         self._task.cancel()
 
 

@@ -74,8 +74,10 @@ def test_a_call_that_fails_gives_its_thread_back(queue):
     assert queue
 
 
-def test_what_is_left_undone_is_told(queue):
-    call = Call("alice")
-    queue.append(call)
-    queue.popleft().cancel()
-    assert call.ended == "cancelled"
+def test_whatever_waits_can_be_cancelled(queue):
+    calls = [Call("alice") for _ in range(SHARE + 5)]
+    for call in calls:
+        queue.append(call)
+    while queue:
+        queue.popleft().cancel()
+    assert {call.ended for call in calls} == {"cancelled"}
