@@ -43,7 +43,7 @@ MAX_PER_RUN = 12
 """Calls of one run at a time: fewer than there are threads, so that no run keeps the others out."""
 
 _BEARER = re.compile(r"Bearer ([A-Za-z0-9._~+/=-]{1,8192})")
-_OK, _CREATED, _FORBIDDEN = 200, 201, 403
+_OK, _CREATED, _REDIRECT, _FORBIDDEN = 200, 201, 300, 403
 _RESULTS = frozenset({Treatment.RESULT, Treatment.RESULT_LIST})
 _STATUS = re.compile(r"task/[0-9]{1,18}/status")
 _UNFINISHED = frozenset({Status.PENDING, Status.INITIALIZING, Status.ACTIVE})
@@ -92,10 +92,10 @@ class ProxyApp:
         request = Request(environ)
         try:
             response = self._answer(request)
-        except Refusal as refusal:
-            response = refusal.response
+        except (Refusal, AccessRefused) as refused:
+            response = _refusal_of(refused)
             log.debug(
-                "proxy_refused", method=request.method, status=response.status_code, reason=str(refusal)
+                "proxy_refused", method=request.method, status=response.status_code, reason=str(refused)
             )
         except Exception:
             log.exception("proxy_failed", method=request.method)
@@ -189,13 +189,13 @@ class ProxyApp:
                 body, status, content_type = self._forwarded(passage, route, inquiry.query, token)
                 if status == _CREATED and route.treatment is Treatment.NEW_TASK:
                     self._note_subtask(passage, caller, body)
-                if status == _OK:
+                if route.method == "GET" and _OK <= status < _REDIRECT:
                     body = self._shown(passage, _Asked(route, inquiry, caller, token), body)
                 return passage.response(body, status, content_type)
         except AccessRefused as refused:
             if refused.status == _FORBIDDEN:
                 self._log_refused_access(caller.run, str(refused))
-            raise Refusal(refused.status, str(refused)) from refused
+            raise
 
     def _note_subtask(self, passage: Passage, caller: Caller, body: SpooledBody) -> None:
         # the task is there whatever the answer looks like; the server can be asked about it later
@@ -313,6 +313,10 @@ def _is_unfinished(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(said, dict) and said.get("status") in _UNFINISHED
+
+
+def _refusal_of(refused: Refusal | AccessRefused) -> Response:
+    return refused.response if isinstance(refused, Refusal) else json_response(refused.status, str(refused))
 
 
 def _route_of(request: Request) -> Route:

@@ -34,7 +34,8 @@ REMEMBERED_RUNS = 1024
 REMEMBERED_EACH = 4096
 """Tasks and blobs remembered for one run; those forgotten are asked for again."""
 
-_OK = 200
+_OK, _BAD_GATEWAY = 200, 502
+_REFUSALS = range(400, 600)
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 
 Forward = Callable[[ProxiedRequest], AbstractContextManager[ProxiedResponse]]
@@ -87,7 +88,7 @@ class Rights:
         """Return what the task of a run or a result is to the caller. Raises AccessRefused, ServerUnreachable."""
         number = _number(row.get("task")) if isinstance(row, dict) else None
         if number is None:
-            raise AccessRefused(502, "The server's answer does not say which task it belongs to.")
+            raise AccessRefused(_BAD_GATEWAY, "The server's answer does not say which task it belongs to.")
         return self.check_task(caller, token, TaskId(number))
 
     def note_blobs(self, caller: Caller, answer: object) -> None:
@@ -144,7 +145,8 @@ class Rights:
     def _asked(self, token: Secret, task: TaskId) -> object:
         status, found = self._get(token, f"task/{task}")
         if status != _OK:
-            raise AccessRefused(status, _message_of(found) or f"The server does not show task {task}.")
+            text = _message_of(found) or f"The server does not show task {task}."
+            raise AccessRefused(status if status in _REFUSALS else _BAD_GATEWAY, text)
         return found
 
     def _get(self, token: Secret, path: str, query: str = "") -> tuple[int, object]:
@@ -154,7 +156,7 @@ class Rights:
             for piece in answer.body:
                 content += piece
                 if len(content) > MAX_ANSWER:
-                    raise AccessRefused(502, "The server's answer about the task is too large.")
+                    raise AccessRefused(_BAD_GATEWAY, "The server's answer about the task is too large.")
             return answer.status, _parsed(bytes(content))
 
 
@@ -177,7 +179,7 @@ def check_rows(about: About, caller: Caller, task: TaskId, answer: object) -> No
         # a row of runs or results need not name its task
         of_job, of_task = row.get("job_id") == caller.job, _number(row.get("task")) in {task, None}
         if not (of_job if about is About.TASKS else of_task):
-            raise AccessRefused(502, "The server's answer holds what belongs to another task.")
+            raise AccessRefused(_BAD_GATEWAY, "The server's answer holds what belongs to another task.")
 
 
 def rows_of(answer: object) -> Iterator[Mapping[str, object]]:

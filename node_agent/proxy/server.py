@@ -159,7 +159,7 @@ class Patience:
     request: float
 
 
-def _most_dispensable(channels: Sequence["Channel"]) -> "Channel":
+def _most_dispensable(channels: Sequence[Channel]) -> Channel:
     """Choose a connection of the container that has the most: one without a call, and the oldest of these."""
     most = Counter(channel.addr[0] for channel in channels).most_common(1)[0][0]
     theirs = [channel for channel in channels if channel.addr[0] == most]

@@ -297,6 +297,37 @@ def test_what_the_server_says_of_a_task_it_does_not_show_comes_through_and_is_no
     assert proxy.get("/task/77").status_code == 200
 
 
+@pytest.mark.parametrize(("status", "told"), [(401, 401), (404, 404), (500, 500), (302, 502), (204, 502)])
+def test_a_task_the_server_does_not_show_gives_no_right(tmp_path, status, told):
+    @contextmanager
+    def unwilling(request):
+        yield ProxiedResponse(status=status, body=[b"<html>"], content_type="text/html")
+
+    proxy = Proxy(tmp_path / "spool")
+    proxy.app._rights = Rights(unwilling)
+    response = proxy.get("/task/77")
+    assert (response.status_code, response.json) == (told, {"msg": "The server does not show task 77."})
+
+
+def test_rows_are_looked_into_whatever_success_is_called(tmp_path):
+    @contextmanager
+    def odd(request):
+        body = json.dumps({"data": [result(1, FOREIGN)]}).encode()
+        yield ProxiedResponse(status=203, body=[body], content_type="application/json")
+
+    proxy = Proxy(tmp_path / "spool")
+    proxy.app._forward = odd
+    response = proxy.get(f"/result?task_id={OWN}")
+    assert response.status_code == 502
+    assert SECRET not in response.text
+
+
+@pytest.mark.parametrize("path", ["/version", "/task/10"])
+def test_a_query_that_is_too_long_is_refused_also_where_no_token_is_needed(proxy, path):
+    assert proxy.get(f"{path}?{'x' * 5000}").status_code == 414
+    assert proxy.server.seen == []
+
+
 def test_a_server_that_is_away_gives_no_right(tmp_path):
     def away(request):
         raise ServerUnreachable("nobody there")
