@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -57,6 +58,7 @@ from node_agent.earlytokens import EarlyTokens
 from node_agent.encryption import join, own_key
 from node_agent.errors import ConfigError, EngineUnreachable, Transient
 from node_agent.following import FollowedLogs, log_mask_of
+from node_agent.gates.quiet import Quiet
 from node_agent.lister import Lister
 from node_agent.openings import gates_of
 from node_agent.payload.chunks import base64_length
@@ -64,6 +66,7 @@ from node_agent.payload.keys import PrivateKey
 from node_agent.payload.sealing import EnvelopeSeal
 from node_agent.pool import StepPool
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.inquiry import Caller
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer, Sealer
 from node_agent.proxy.server import ProxyServer
 from node_agent.proxy.spool import Spool
@@ -98,7 +101,7 @@ SPARE_THREADS = 4
 PROGRESS_SECONDS = 10.0
 AROUND_BODY = 1 << 20
 BODIES_ON_DISK = 8
-"""So many of the largest bodies may be on their way through the proxy; one container may have half of them."""
+"""So many of the largest bodies may be on their way through the proxy; one researcher may have half of them."""
 WATCH_AGAIN_SECONDS = 2.0
 SPACE_SECONDS = 2.0
 LATE_FAREWELL_SECONDS = 1.5
@@ -212,7 +215,9 @@ class Application:
         )
         self._proxy_app = ProxyApp(
             forward=self._server.forward,
-            run_of_token=self._runs.run_of_token,
+            caller_of_token=self._caller_of_token,
+            runs_at=self._site.addresses.of_runs,
+            log_rate=Quiet().left_out,
             on_subtask=lambda run_id: self._post(SubtaskCreated(run_id)),
             spool=self._proxy_spool,
             max_body=_largest_body(settings),
@@ -240,6 +245,10 @@ class Application:
             except BaseException:
                 self._mailbox.give_up()
                 raise
+
+    def _caller_of_token(self, token_hash: str) -> Caller | None:
+        run = self._runs.run_by_token(token_hash)
+        return None if run is None else Caller.of(run)
 
     def _go_online(self) -> None:
         self._identity = self._server.identify()
@@ -276,6 +285,7 @@ class Application:
             self._proxy_app,
             address=prepared.network.gateway,
             port=self._settings.network.proxy_port,
+            clients=IPv4Network(prepared.network.subnet),
             spool=self._proxy_spool,
             max_body=_largest_body(self._settings),
             holds=self._proxy_app,

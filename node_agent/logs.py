@@ -98,6 +98,7 @@ EVENTS: Mapping[str, str] = {
     "live_log_interrupted": "The log of a run cannot be followed now; it is tried again, and the final log is whole.",
     "namespaces_not_ready": "No network namespace can be kept ready; runs get one made for each, and start slower.",
     "phase_too_long": "A run took too long to begin: `phase` is pull or start (limits.pull_time, limits.start_time).",
+    "proxy_access_refused": "An algorithm asked for what its run may not know (`reason`); `unsaid` counts lines left out.",
     "proxy_failed": "A call of an algorithm failed because of a mistake of ours; the algorithm got 500.",
     "proxy_left_sealed": "A result that an algorithm asked for cannot be opened with this key; it was passed as it is.",
     "proxy_listening": "The proxy can be reached by algorithms.",

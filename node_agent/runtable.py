@@ -47,6 +47,11 @@ class RunTable:
         """Find the living run a container token belongs to."""
         return self._tokens.get(token_hash)
 
+    def run_by_token(self, token_hash: str) -> Run | None:
+        """Return the living run a container token belongs to."""
+        run_id = self._tokens.get(token_hash)
+        return None if run_id is None else self._runs.get(run_id)
+
     def asks_for(self, run_id: RunId, label: str) -> bool:
         """Tell whether the run is here, goes on, and asked for the database *label*."""
         run = self._runs.get(run_id)

@@ -4,7 +4,6 @@ Owns the configuration and the process. Everything is refused unless a rule allo
 rule allows it, so that questions for names carry nothing out. Must not know who the algorithms are.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -13,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +39,8 @@ _MOMENT = 0.05
 _MARK = "algorithm"
 _WORDS = 6
 _REFUSED = 403
+_SOCKETS = Path("/proc/self/net/tcp")
+_LISTEN = "0A"
 # What is this machine itself wherever it runs, beside its own addresses.
 _ALWAYS_INSIDE = (
     "0.0.0.0/8",
@@ -106,12 +108,17 @@ uri_whitespace deny
 client_db on
 # An address that was looked up and found in order stays the one that is used.
 negative_dns_ttl 1 minute
+acl host src {address}
 acl runs src {clients}
 acl connect method CONNECT
 acl plain proto HTTP
 acl greedy maxconn {most}
-http_access deny manager
+# Who is no run gets no answer, not even a refusal: this machine's users have the address the proxy listens on.
+deny_info TCP_RESET host
+deny_info TCP_RESET runs
+http_access deny host
 http_access deny !runs
+http_access deny manager
 http_access deny greedy
 http_access deny !connect !plain
 """
@@ -225,13 +232,12 @@ class Egress:
         log.info("egress_listening", address=self._plan.address, port=self._plan.port)
 
     def _answers(self) -> bool:
-        """Wait until the proxy can be reached or has said why it cannot."""
+        """Wait until the proxy listens or has said why it does not."""
         deadline = time.monotonic() + START_SECONDS
         self._decided.wait(START_SECONDS)
         # It says that it listens a moment before it does.
         while not self._refusal and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                socket.create_connection((self._plan.address, self._plan.port), timeout=1).close()
+            if _is_listening(self._plan.address, self._plan.port):
                 return True
             time.sleep(_MOMENT)
         return False
@@ -277,6 +283,14 @@ class Egress:
                 status=status,
                 unsaid=unsaid,
             )
+
+
+def _is_listening(address: str, port: int) -> bool:
+    """Check whether a socket listens there; connecting proves nothing, since this machine's own calls are refused."""
+    number = int.from_bytes(socket.inet_aton(address), sys.byteorder)
+    place = f"{number:08X}:{port:04X}"
+    rows = (line.split()[1:4] for line in _SOCKETS.read_text().splitlines())
+    return any(row[:1] == [place] and row[2:] == [_LISTEN] for row in rows)
 
 
 def _account() -> tuple[int, int]:

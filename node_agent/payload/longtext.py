@@ -9,11 +9,12 @@ import json
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from node_agent.payload.chunks import Chunks, Literal
 
@@ -67,7 +68,18 @@ def spool_json(
     *limit* bounds all bytes, *skeleton* those that stay in memory. The folder is the caller's to remove, in any case:
     what was written before a failure stays.
     """
-    with closing(_Scanner(folder, threshold=threshold, skeleton=skeleton)) as scanner:
+    return _scanned(pieces, partial(_Spool, folder), threshold=threshold, limit=limit, skeleton=skeleton)
+
+
+def outlined_json(pieces: Iterable[bytes], *, threshold: int, limit: int, skeleton: int) -> object:
+    """Parse JSON for the sake of what is short: each string longer than *threshold* is empty. Raises BadJson."""
+    return _scanned(pieces, _Nowhere, threshold=threshold, limit=limit, skeleton=skeleton)
+
+
+def _scanned(
+    pieces: Iterable[bytes], place: "Callable[[], _Place]", *, threshold: int, limit: int, skeleton: int
+) -> object:
+    with closing(_Scanner(place, threshold=threshold, skeleton=skeleton)) as scanner:
         total = 0
         for piece in pieces:
             total += len(piece)
@@ -104,16 +116,16 @@ def written_json(tree: object) -> Chunks:
 class _Scanner:
     """Tells strings from structure, and long strings from short ones."""
 
-    def __init__(self, folder: Path, *, threshold: int, skeleton: int) -> None:
-        self.long_texts: list[LongText] = []
-        self._folder = folder
+    def __init__(self, place: "Callable[[], _Place]", *, threshold: int, skeleton: int) -> None:
+        self.long_texts: list[LongText | str] = []
+        self._new_place = place
         self._threshold = threshold
         self._limit = skeleton
         self._kept = bytearray()
         self._items = 0
         self._string_at: int | None = None
         """Where in the skeleton the string begins whose end has not come yet."""
-        self._spool: _Spool | None = None
+        self._spool: _Place | None = None
         self._carry = b""
 
     def feed(self, piece: bytes) -> None:
@@ -171,7 +183,7 @@ class _Scanner:
         self._kept += raw
         start = self._string_at or 0
         if len(self._kept) - start - 1 > self._threshold:
-            self._spool = _Spool(self._folder)
+            self._spool = self._new_place()
             self._spool.write(bytes(self._kept[start + 1 :]))
             del self._kept[start:]
 
@@ -193,6 +205,33 @@ def _end_of_string(piece: bytes, at: int) -> int:
         return end
     found = _STRING.match(piece, at)
     return found.end() if found else end  # it always matches, if only nothing
+
+
+class _Place(Protocol):
+    """Where the characters of one long string go."""
+
+    def write(self, raw: bytes) -> None:
+        """Take the next raw characters."""
+
+    def finish(self) -> LongText | str:
+        """Return what stands for the string."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class _Nowhere:
+    """Forgets a long string."""
+
+    def write(self, raw: bytes) -> None:
+        """Forget the next characters."""
+
+    def finish(self) -> str:
+        """Return an empty text."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class _Spool:
@@ -270,10 +309,10 @@ def _encoded(text: str) -> bytes:
         raise BadJson("half a character in a long string") from error
 
 
-def _parsed(skeleton: str, long_texts: list[LongText]) -> object:
+def _parsed(skeleton: str, long_texts: Sequence[LongText | str]) -> object:
     waiting = iter(long_texts)
 
-    def long_text(constant: str) -> LongText:
+    def long_text(constant: str) -> LongText | str:
         found = next(waiting, None) if constant == _LONG else None
         if found is None:
             raise BadJson(f"{constant} is no JSON")

@@ -2,9 +2,7 @@
 
 Owns what an algorithm may say and how it is answered. Everything a container sends is untrusted: parsed and bounded
 here, before anything is forwarded. Knows no server address and no credential but the one the container shows.
-
-Bodies never lie in memory as a whole. An answer is complete before its first byte goes out: what fails on the way can
-still be said in a status, and a container that reads slowly holds a file and no thread.
+What a run may know is decided by `inquiry` and `rights`.
 """
 
 import json
@@ -13,22 +11,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 import structlog
 from werkzeug.wrappers import Request, Response
-from werkzeug.wsgi import wrap_file
 
 from node_agent.domain.ports import Body, ProxiedRequest, ProxiedResponse
 from node_agent.domain.run import RunId, Status
 from node_agent.domain.secret import Secret
 from node_agent.errors import AccessDenied, ServerUnreachable
-from node_agent.payload.longtext import BadJson, JsonTooLarge, spool_json
+from node_agent.payload.longtext import BadJson, JsonTooLarge
 from node_agent.proxy.held import REASSURE_SECONDS, Arrived, Line, Question, Waits
-from node_agent.proxy.routes import Route, Treatment, WrongMethod, find_route
+from node_agent.proxy.inquiry import AccessRefused, Caller, Inquiry, check_form, inquiry_of
+from node_agent.proxy.passage import Passage, Refusal, json_response
+from node_agent.proxy.residence import Residence, RunsAt
+from node_agent.proxy.rights import Relation, Rights, check_rows
+from node_agent.proxy.routes import About, Route, Treatment, WrongMethod, find_route
 from node_agent.proxy.sealer import CannotSeal, Sealer
 from node_agent.proxy.spool import NoRoom, Spool, SpooledBody
 
@@ -37,16 +39,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MAX_QUERY = 4096
 MAX_PER_RUN = 12
 """Calls of one run at a time: fewer than there are threads, so that no run keeps the others out."""
-MAX_SKELETON = 4 << 20
-"""What of a JSON body is parsed in memory: all but its long texts."""
 
 _BEARER = re.compile(r"Bearer ([A-Za-z0-9._~+/=-]{1,8192})")
-_QUERY = re.compile(r"[!-~]*")
-_OK, _CREATED = 200, 201
-_PIECE = 256 << 10
+_OK, _CREATED, _REDIRECT, _FORBIDDEN = 200, 201, 300, 403
+_RESULTS = frozenset({Treatment.RESULT, Treatment.RESULT_LIST})
 _STATUS = re.compile(r"task/[0-9]{1,18}/status")
 _UNFINISHED = frozenset({Status.PENDING, Status.INITIALIZING, Status.ACTIVE})
 _TAKES_INTERIM_ANSWERS = "python-"
@@ -57,15 +55,6 @@ _FEW = 4
 Forward = Callable[[ProxiedRequest], AbstractContextManager[ProxiedResponse]]
 
 
-class Refusal(Exception):
-    """The call goes no further; the algorithm is told why."""
-
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(text)
-        self.response = _json_response(status, text)
-        self.response.headers.update(headers or {})
-
-
 class ProxyApp:
     """Passes the calls of algorithm containers on to the server."""
 
@@ -73,14 +62,19 @@ class ProxyApp:
         self,
         *,
         forward: Forward,
-        run_of_token: Callable[[str], RunId | None],
+        caller_of_token: Callable[[str], Caller | None],
         on_subtask: Callable[[RunId], None],
         spool: Spool,
         max_body: int,
+        runs_at: RunsAt = dict,
+        log_rate: Callable[[], int | None] = lambda: 0,
         reassure_seconds: float = REASSURE_SECONDS,
     ) -> None:
         self._forward = forward
-        self._run_of_token = run_of_token
+        self._caller_of_token = caller_of_token
+        self._rights = Rights(forward)
+        self._residence = Residence(runs_at)
+        self._log_rate = log_rate
         self._on_subtask = on_subtask
         self._spool = spool
         self._max_body = max_body
@@ -98,17 +92,23 @@ class ProxyApp:
         request = Request(environ)
         try:
             response = self._answer(request)
-        except Refusal as refusal:
-            response = refusal.response
+        except (Refusal, AccessRefused) as refused:
+            response = _refusal_of(refused)
             log.debug(
-                "proxy_refused", method=request.method, status=response.status_code, reason=str(refusal)
+                "proxy_refused", method=request.method, status=response.status_code, reason=str(refused)
             )
         except Exception:
             log.exception("proxy_failed", method=request.method)
-            response = _json_response(
+            response = json_response(
                 500, "The node failed to pass this call on. Its operator finds why in its log."
             )
         return response(environ, start_response)
+
+    def researcher_of(self, authorization: str) -> str | None:
+        """Return who the run of a token works for; None when it is no run's token."""
+        shown = _BEARER.fullmatch(authorization)
+        caller = None if shown is None else self._caller_of_token(_hash(shown[1]))
+        return None if caller is None else caller.researcher
 
     def hold(self, arrived: Arrived, line: Line) -> bool:
         """Keep a call back that asks again whether a task is over; False when it is to be answered now."""
@@ -116,11 +116,11 @@ class ProxyApp:
         if arrived.method != "GET" or not _STATUS.fullmatch(path):
             return False
         shown = _BEARER.fullmatch(arrived.authorization)
-        run = None if shown is None else self._run_of_token(_hash(shown[1]))
-        if shown is None or run is None:
+        caller = None if shown is None else self._caller_of_token(_hash(shown[1]))
+        if shown is None or caller is None or self._residence.is_elsewhere(caller.run, arrived.address):
             return False
         understands = arrived.is_current and arrived.client.lower().startswith(_TAKES_INTERIM_ANSWERS)
-        return self.waits.keep(Question(path, run, Secret(shown[1]), understands), line)
+        return self.waits.keep(Question(path, caller.run, Secret(shown[1]), understands), line)
 
     def _goes_on(self, question: Question) -> bool:
         """Ask the server whether a task is not over; whatever it says instead is for whoever waits."""
@@ -132,24 +132,25 @@ class ProxyApp:
             return False
 
     def _is_alive(self, question: Question) -> bool:
-        return self._run_of_token(_hash(question.token.reveal())) == question.run
+        caller = self._caller_of_token(_hash(question.token.reveal()))
+        return caller is not None and caller.run == question.run
 
     def _answer(self, request: Request) -> Response:
         started = time.monotonic()
         route = _route_of(request)
         if route.treatment is Treatment.OPEN:
-            return self._pass(request, route, None)
+            return self._pass_open(request, route)
         token = _token_of(request.headers.get("Authorization", ""))
-        run = self._run_of(token)
-        with self._turns.of(run):
-            response = self._pass(request, route, token)
+        caller = self._caller_of(token, request.remote_addr or "")
+        with self._turns.of(caller.run):
+            response = self._pass(request, route, caller, token)
         if route.treatment is Treatment.NEW_TASK and response.status_code == _CREATED:
-            self._on_subtask(run)
+            self._on_subtask(caller.run)
         if route.treatment is Treatment.STATUS and _says_unfinished(response):
-            self.waits.told(run, route.path)
+            self.waits.told(caller.run, route.path)
         log.debug(
             "proxy_request",
-            run_id=run,
+            run_id=caller.run,
             method=route.method,
             path=route.template,
             status=response.status_code,
@@ -157,30 +158,70 @@ class ProxyApp:
         )
         return response
 
-    def _run_of(self, token: Secret) -> RunId:
-        run = self._run_of_token(_hash(token.reveal()))
-        if run is None:
+    def _caller_of(self, token: Secret, address: str) -> Caller:
+        caller = self._caller_of_token(_hash(token.reveal()))
+        if caller is None:
             raise Refusal(401, "This token belongs to no run on this node.")
-        return run
+        if self._residence.is_elsewhere(caller.run, address):
+            self._log_refused_access(caller.run, "the token of the run was shown by another container")
+            raise Refusal(403, "This token belongs to another container.")
+        return caller
 
-    def _pass(self, request: Request, route: Route, token: Secret | None) -> Response:
+    def _pass_open(self, request: Request, route: Route) -> Response:
+        query = _query_of(request)
         with _refusals(), ExitStack() as stack:
-            passage = _Passage(request, self._spool, self._max_body, stack)
-            call = ProxiedRequest(
-                method=route.method,
-                path=route.path,
-                query=_query_of(request, route),
-                token=token,
-                body=self._sealed(passage, route),
-                content_type=_content_type(route),
-            )
-            with self._forward(call) as answer:
-                status, content_type = answer.status, answer.content_type
-                body = passage.keep(answer.body)
-            opened = self._opened(passage, route, body) if status == _OK else body
-            return passage.response(opened, status, content_type or "application/json")
+            check_form(query)
+            owner = request.remote_addr or ""
+            passage = Passage(request, self._spool, self._max_body, stack, owner=owner)
+            body, status, content_type = self._forwarded(passage, route, query)
+            return passage.response(body, status, content_type)
 
-    def _sealed(self, passage: "_Passage", route: Route) -> Body | None:
+    def _pass(self, request: Request, route: Route, caller: Caller, token: Secret) -> Response:
+        try:
+            with _refusals(), ExitStack() as stack:
+                inquiry = inquiry_of(route, _query_of(request), caller)
+                if inquiry.task is not None:
+                    self._rights.check_task(caller, token, inquiry.task)
+                if route.about is About.BLOB:
+                    self._rights.check_blob(caller, token, route.blob)
+                owner = caller.researcher
+                passage = Passage(request, self._spool, self._max_body, stack, owner=owner)
+                body, status, content_type = self._forwarded(passage, route, inquiry.query, token)
+                if status == _CREATED and route.treatment is Treatment.NEW_TASK:
+                    self._note_subtask(passage, caller, body)
+                if route.method == "GET" and _OK <= status < _REDIRECT:
+                    body = self._shown(passage, _Asked(route, inquiry, caller, token), body)
+                return passage.response(body, status, content_type)
+        except AccessRefused as refused:
+            if refused.status == _FORBIDDEN:
+                self._log_refused_access(caller.run, str(refused))
+            raise
+
+    def _note_subtask(self, passage: Passage, caller: Caller, body: SpooledBody) -> None:
+        # the task is there whatever the answer looks like; the server can be asked about it later
+        with suppress(BadJson):
+            self._rights.note_subtask(caller, passage.outlined(body))
+
+    def _log_refused_access(self, run: RunId, reason: str) -> None:
+        unsaid = self._log_rate()
+        if unsaid is not None:
+            log.warning("proxy_access_refused", run_id=run, reason=reason, unsaid=unsaid)
+
+    def _forwarded(
+        self, passage: Passage, route: Route, query: str, token: Secret | None = None
+    ) -> tuple[SpooledBody, int, str]:
+        call = ProxiedRequest(
+            method=route.method,
+            path=route.path,
+            query=query,
+            token=token,
+            body=self._sealed(passage, route),
+            content_type=_content_type(route),
+        )
+        with self._forward(call) as answer:
+            return passage.keep(answer.body), answer.status, answer.content_type or "application/json"
+
+    def _sealed(self, passage: Passage, route: Route) -> Body | None:
         if route.treatment is Treatment.NEW_TASK:
             body = passage.received()
             return self._ready_sealer().seal_inputs(body, _task_of(body, passage))
@@ -188,12 +229,28 @@ class ProxyApp:
             return self._ready_sealer().seal_blob(passage.received(), passage.reader)
         return None
 
-    def _opened(self, passage: "_Passage", route: Route, body: SpooledBody) -> SpooledBody:
-        if route.treatment in {Treatment.RESULT, Treatment.RESULT_LIST}:
-            return passage.changed(body, self._ready_sealer().open_results(body, passage.parsed))
-        if route.treatment is Treatment.BLOB_DOWN:
+    def _shown(self, passage: Passage, asked: "_Asked", body: SpooledBody) -> SpooledBody:
+        """Check that the server's answer is about what was asked, and open what the run may read."""
+        relation = self._judged(passage, asked, body)
+        if asked.route.treatment is Treatment.BLOB_DOWN:
             return passage.changed(body, self._ready_sealer().open_blob(body))
+        if relation is Relation.SUBTASK and asked.route.treatment in _RESULTS:
+            return passage.changed(body, self._ready_sealer().open_results(body, passage.parsed))
         return body
+
+    def _judged(self, passage: Passage, asked: "_Asked", body: SpooledBody) -> Relation | None:
+        about, task = asked.route.about, asked.inquiry.task
+        if about not in {About.ROWS, About.ROW, About.TASKS}:
+            return None
+        answer = passage.outlined(body)
+        if task is None:
+            relation = self._rights.check_row(asked.caller, asked.token, answer)
+        else:
+            check_rows(about, asked.caller, task, answer)
+            relation = self._rights.check_task(asked.caller, asked.token, task)
+        if relation is Relation.SUBTASK and asked.route.treatment in _RESULTS:
+            self._rights.note_blobs(asked.caller, answer)
+        return relation
 
     def _ready_sealer(self) -> Sealer:
         if self._sealer is None:
@@ -201,90 +258,14 @@ class ProxyApp:
         return self._sealer
 
 
-class _Passage:
-    """The bodies of one call; all but the answer are gone when *stack* is closed."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call that was passed on, and who made it."""
 
-    def __init__(self, request: Request, spool: Spool, max_body: int, stack: ExitStack) -> None:
-        self._request = request
-        self._spool = spool
-        self._max_body = max_body
-        self._stack = stack
-        self._owner = request.remote_addr or ""
-        self._handed_over: SpooledBody | None = None
-
-    @property
-    def reader(self) -> str:
-        """Give the public key that the caller wants the body sealed for."""
-        return self._request.headers.get("X-Public-Key", "")
-
-    def received(self) -> Body:
-        """Give the body of the call."""
-        length = self._request.content_length or 0
-        if length > self._max_body:
-            raise Refusal(413, f"The body is larger than the {self._max_body} bytes this node passes on.")
-        return _Received(self._request.environ["wsgi.input"], length)
-
-    def keep(self, pieces: Iterable[bytes]) -> SpooledBody:
-        """Take a body in as it comes."""
-        body = self._begun()
-        for piece in pieces:
-            if body.length + len(piece) > self._max_body:
-                raise Refusal(
-                    502, f"The server's answer is larger than the {self._max_body} bytes this node passes on."
-                )
-            body.append(piece)
-        return body
-
-    def parsed(self, body: Body) -> object:
-        """Read JSON, its long texts left on disk for the time of the call. Raises BadJson."""
-        place = self._stack.enter_context(self._spool.place(self._owner, body.length))
-        return spool_json(body, place, limit=self._max_body, skeleton=MAX_SKELETON)
-
-    def changed(self, before: SpooledBody, after: Body) -> SpooledBody:
-        """Take a body in that was made from another one."""
-        if after is before:
-            return before
-        body = self._begun()
-        for piece in after:
-            body.append(piece)
-        return body
-
-    def response(self, body: SpooledBody, status: int, content_type: str) -> Response:
-        """Hand a body over to whoever sends it."""
-        if body.in_memory:
-            return Response(b"".join(body), status, content_type=content_type)
-        self._handed_over = body
-        return Response(
-            wrap_file(self._request.environ, cast("BinaryIO", body)),
-            status,
-            {"Content-Length": str(body.length)},
-            content_type=content_type,
-            direct_passthrough=True,
-        )
-
-    def _begun(self) -> SpooledBody:
-        body = self._spool.body(self._owner)
-        self._stack.callback(self._done_with, body)
-        return body
-
-    def _done_with(self, body: SpooledBody) -> None:
-        if body is not self._handed_over:
-            body.close()
-
-
-class _Received:
-    """The body of a call, as the HTTP server has kept it."""
-
-    def __init__(self, source: BinaryIO, length: int) -> None:
-        self._source = source
-        self.length = length
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._source.seek(0)
-        left = self.length
-        while left and (piece := self._source.read(min(left, _PIECE))):
-            left -= len(piece)
-            yield piece
+    route: Route
+    inquiry: Inquiry
+    caller: Caller
+    token: Secret
 
 
 class _Turns:
@@ -334,8 +315,8 @@ def _is_unfinished(body: bytes) -> bool:
     return isinstance(said, dict) and said.get("status") in _UNFINISHED
 
 
-def _json_response(status: int, text: str) -> Response:
-    return Response(json.dumps({"msg": text}), status, content_type="application/json")
+def _refusal_of(refused: Refusal | AccessRefused) -> Response:
+    return refused.response if isinstance(refused, Refusal) else json_response(refused.status, str(refused))
 
 
 def _route_of(request: Request) -> Route:
@@ -357,15 +338,8 @@ def _token_of(authorization: str) -> Secret:
     return Secret(shown[1])
 
 
-def _query_of(request: Request, route: Route) -> str:
-    query = request.environ.get("QUERY_STRING", "")
-    if len(query) > MAX_QUERY:
-        raise Refusal(414, f"The query is longer than {MAX_QUERY} characters.")
-    if not _QUERY.fullmatch(query):
-        raise Refusal(400, "The query holds characters that must be written as %XX.")
-    if route.treatment is Treatment.RESULT_LIST and not request.args.get("task_id"):
-        raise Refusal(400, "No task id found in request from algorithm. Add `task_id` to the query.")
-    return str(query)
+def _query_of(request: Request) -> str:
+    return str(request.environ.get("QUERY_STRING", ""))
 
 
 @contextmanager
@@ -383,7 +357,7 @@ def _refusals() -> Iterator[None]:
         raise Refusal(502, f"This node cannot read the server's answer: {error}.") from error
 
 
-def _task_of(body: Body, passage: _Passage) -> Mapping[str, object]:
+def _task_of(body: Body, passage: Passage) -> Mapping[str, object]:
     """Read the body of a new task, once it is known to be one."""
     try:
         task = passage.parsed(body)

@@ -53,6 +53,8 @@ class Arrived:
     authorization: str
     client: str
     """What the client calls itself."""
+    address: str
+    """Where it calls from."""
     is_current: bool
     """Whether it speaks HTTP/1.1."""
 

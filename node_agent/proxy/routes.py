@@ -1,7 +1,7 @@
 """Which calls an algorithm may make: the table, and nothing but the table.
 
-Owns methods and paths. A path that does not match to the last character is not forwarded, so nothing can be
-smuggled into the server's address. Knows nothing of tokens, bodies or the network.
+Owns methods and paths, and what each call asks about. A path that does not match to the last character is not forwarded,
+so nothing can be smuggled into the server's address. Knows nothing of tokens, bodies or the network.
 """
 
 import re
@@ -30,6 +30,27 @@ class Treatment(Enum):
     BLOB_DOWN = auto()
 
 
+class About(Enum):
+    """What a call asks about, which decides what the run must have to do with it."""
+
+    NOTHING = auto()
+    """Nothing that belongs to a task."""
+    TASK = auto()
+    """The task whose number is in the path."""
+    TASKS = auto()
+    """Tasks of a job or below a task, named in the query."""
+    ROWS = auto()
+    """Runs or results of a task named in the query."""
+    ROW = auto()
+    """The run, or its result, whose number is in the path; the answer says which task it is of."""
+    COLLABORATION = auto()
+    """The collaboration whose number is in the path."""
+    MEMBERS = auto()
+    """Organizations, studies or nodes, perhaps of a collaboration named in the query."""
+    BLOB = auto()
+    """Content of the blob store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One call: *path* is the path that was asked for once the route is found, else the template."""
@@ -37,30 +58,42 @@ class Route:
     method: str
     template: str
     treatment: Treatment = Treatment.PLAIN
+    about: About = About.NOTHING
     path: str = ""
+
+    @property
+    def number(self) -> int:
+        """Return the number in the path; 0 when it holds none."""
+        found = re.search("[0-9]+", self.path) if "{id}" in self.template else None
+        return int(found[0]) if found else 0
+
+    @property
+    def blob(self) -> str:
+        """Return the name of the blob in the path."""
+        return self.path.rpartition("/")[2]
 
 
 ROUTES = (
-    Route("GET", "run"),
-    Route("GET", "run/{id}"),
-    Route("GET", "result", Treatment.RESULT_LIST),
-    Route("GET", "result/{id}", Treatment.RESULT),
-    Route("GET", "task"),
-    Route("GET", "task/{id}"),
-    Route("GET", "task/{id}/status", Treatment.STATUS),
+    Route("GET", "run", about=About.ROWS),
+    Route("GET", "run/{id}", about=About.ROW),
+    Route("GET", "result", Treatment.RESULT_LIST, About.ROWS),
+    Route("GET", "result/{id}", Treatment.RESULT, About.ROW),
+    Route("GET", "task", about=About.TASKS),
+    Route("GET", "task/{id}", about=About.TASK),
+    Route("GET", "task/{id}/status", Treatment.STATUS, About.TASK),
     Route("POST", "task", Treatment.NEW_TASK),
-    Route("GET", "organization"),
+    Route("GET", "organization", about=About.MEMBERS),
     Route("GET", "organization/{id}"),
-    Route("GET", "collaboration/{id}"),
-    Route("GET", "study"),
+    Route("GET", "collaboration/{id}", about=About.COLLABORATION),
+    Route("GET", "study", about=About.MEMBERS),
     Route("GET", "study/{id}"),
-    Route("GET", "node"),
+    Route("GET", "node", about=About.MEMBERS),
     Route("GET", "node/{id}"),
     Route("GET", "vpn/algorithm/addresses"),
     Route("GET", "version", Treatment.OPEN),
     Route("GET", "health", Treatment.OPEN),
     Route("GET", "blobstream/status"),
-    Route("GET", "blobstream/{uuid}", Treatment.BLOB_DOWN),
+    Route("GET", "blobstream/{uuid}", Treatment.BLOB_DOWN, About.BLOB),
     Route("POST", "blobstream", Treatment.BLOB_UP),
 )
 

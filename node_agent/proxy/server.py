@@ -6,24 +6,23 @@ sends or reads slowly keeps nobody waiting.
 """
 
 import errno
-import json
 import socket
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
-from waitress.task import ErrorTask
-from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import close_all
 
 from node_agent.errors import ConfigError
-from node_agent.proxy.held import Arrived, Line, Waits
-from node_agent.proxy.spool import NoRoom, Spool
+from node_agent.proxy.channel import Channel, Holds, Parser
+from node_agent.proxy.spool import Spool
+from node_agent.proxy.turns import LOOKS, NOBODY, FairDispatcher
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -32,25 +31,19 @@ log = structlog.get_logger()
 
 THREADS = 32
 CONNECTIONS = 512
+"""When they are all taken, the container with the most of them loses one to whoever comes."""
 CONNECTIONS_EACH = 64
-"""Of one container: it may not take them all."""
+"""Of one container."""
 IDLE_SECONDS = 60
+REQUEST_SECONDS = 60
+"""For a request to come in as a whole, and for its answer to be read."""
+MAINTENANCE_SECONDS = 10
 MAX_HEADER = 64 << 10
-MAX_CHUNK_LINE = 4096
 RECEIVED_AT_ONCE = 16 << 10
 """Tiny chunks cost the more time the more of them are taken at once."""
 STOP_SECONDS = 5
 _IP_FREEBIND = 15
 """Linux: bind an address this machine does not have yet; the module `socket` has no name for it."""
-
-
-class Holds(Protocol):
-    """What may keep a call back for a while."""
-
-    waits: Waits
-
-    def hold(self, arrived: Arrived, line: Line) -> bool:
-        """Keep a call back; False when it is to be answered now."""
 
 
 class ProxyServer:
@@ -64,7 +57,9 @@ class ProxyServer:
         port: int,
         spool: Spool,
         max_body: int,
+        clients: IPv4Network | None = None,
         idle_seconds: float = IDLE_SECONDS,
+        request_seconds: float = REQUEST_SECONDS,
         holds: Holds | None = None,
     ) -> None:
         self._holds = holds
@@ -73,7 +68,8 @@ class ProxyServer:
         self._port = port
         self._spool = spool
         self._max_body = max_body
-        self._idle_seconds = idle_seconds
+        self._clients = clients
+        self._patience = Patience(idle_seconds, request_seconds)
         self._server: Any = None  # its published types miss what is used here
         self._thread: threading.Thread | None = None
         self._timekeeper: threading.Thread | None = None
@@ -90,9 +86,10 @@ class ProxyServer:
             self._app,
             map={},
             sockets=[listening],
-            threads=THREADS,
-            connection_limit=CONNECTIONS,
-            cleanup_interval=max(1, int(self._idle_seconds / 2)),
+            _dispatcher=FairDispatcher(THREADS),
+            # never reached: one more than there is room for makes another one go
+            connection_limit=2 * CONNECTIONS,
+            cleanup_interval=max(1, min(MAINTENANCE_SECONDS, int(self._patience.idle / 2))),
             # select() knows no descriptor above 1023, and a large body has one
             asyncore_use_poll=True,
             recv_bytes=RECEIVED_AT_ONCE,
@@ -102,7 +99,7 @@ class ProxyServer:
             clear_untrusted_proxy_headers=True,
         )
         server.channel_class = self._accept
-        server.maintenance = partial(_close_idle, server, self._idle_seconds)
+        server.maintenance = partial(_close_overdue, server, self._patience)
         if self._holds is not None:
             waits = self._holds.waits
             waits.look_with(lambda look: server.add_task(_Look(look)))
@@ -128,14 +125,45 @@ class ProxyServer:
         self._server = self._thread = None
 
     def _accept(self, server: Any, line: socket.socket, address: Any, adj: Any, **more: Any) -> None:
-        """Serve a new connection, unless its container has too many."""
-        theirs = sum(channel.addr[0] == address[0] for channel in server.active_channels.values())
-        if theirs >= CONNECTIONS_EACH:
+        """Serve a new connection of a container; one that has too many is turned away."""
+        channels = list(server.active_channels.values())
+        theirs = sum(channel.addr[0] == address[0] for channel in channels)
+        if not self._admits(address[0]) or theirs >= CONNECTIONS_EACH:
             line.close()
             return
-        channel = _Channel(server, line, address, adj, **more)
-        channel.parser_class = partial(_Parser, spool=self._spool, owner=address[0])
+        if len(channels) >= CONNECTIONS:
+            # its descriptor stays unused until the events of this turn are over: one connection comes in a turn
+            _most_dispensable(channels).handle_close()
+        channel = Channel(server, line, address, adj, **more)
+        channel.parser_class = partial(
+            Parser, spool=self._spool, owner_of=partial(self._owner_of, address[0])
+        )
         channel.holds = self._holds
+
+    def _owner_of(self, address: str, authorization: str) -> str:
+        """Return on whose behalf a body is kept: the researcher's, so that several runs of one have one share."""
+        return address if self._holds is None else self._holds.researcher_of(authorization) or NOBODY
+
+    def _admits(self, address: str) -> bool:
+        """Check that somebody is a container of the isolated network, and not this machine or another container."""
+        if self._clients is None:
+            return True
+        return address != self._address and IPv4Address(address) in self._clients
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """For how long a connection may do nothing, and take for one request or one answer; in seconds."""
+
+    idle: float
+    request: float
+
+
+def _most_dispensable(channels: Sequence[Channel]) -> Channel:
+    """Choose a connection of the container that has the most: one without a call, and the oldest of these."""
+    most = Counter(channel.addr[0] for channel in channels).most_common(1)[0][0]
+    theirs = [channel for channel in channels if channel.addr[0] == most]
+    return min(theirs, key=lambda channel: (bool(channel.requests), channel.creation_time))
 
 
 def _bound_socket(address: str, port: int) -> socket.socket:
@@ -169,147 +197,21 @@ def _close_everything(server: Any) -> None:
     close_all(server._map, ignore_all=True)  # noqa: SLF001
 
 
-def _close_idle(server: Any, seconds: float, now: float) -> None:
-    """Close the connections on which nothing moves, also those whose container does not read its answer."""
+def _close_overdue(server: Any, patience: Patience, now: float) -> None:
+    """Close the connections on which too little moves, also those whose container does not read its answer."""
     for channel in list(server.active_channels.values()):
-        if not channel.requests and channel.last_activity < now - seconds:
+        is_idle = not channel.requests and channel.last_activity < now - patience.idle
+        if is_idle or channel.is_overdue(patience.request):
             channel.handle_close()
-
-
-class _Parser(HTTPRequestParser):
-    """Reads one request; its body goes to the spool."""
-
-    body_rcv: Any
-
-    def __init__(self, adj: Any, *, spool: Spool, owner: str) -> None:
-        super().__init__(adj)
-        self._spool = spool
-        self._owner = owner
-
-    def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
-        if self.body_rcv is not None:
-            self.body_rcv.buf = self._spool.body(self._owner)
-
-    def received(self, data: bytes) -> int:
-        try:
-            consumed: int = super().received(data)
-        except NoRoom as error:
-            return self._refused(_Unavailable(str(error)), data)
-        if _line_length(self.body_rcv) > MAX_CHUNK_LINE:
-            return self._refused(BadRequest("A line of the chunked body is too long"), data)
-        return consumed
-
-    def _refused(self, error: Error, data: bytes) -> int:
-        self.error = error
-        self.completed = True
-        return len(data)
-
-
-def _line_length(receiver: Any) -> int:
-    """Say how much of a chunk's size, or of what follows the last chunk, is waiting for its end."""
-    return max(len(getattr(receiver, name, b"")) for name in ("control_line", "trailer"))
-
-
-class _Unavailable(Error):
-    code = 503
-    reason = "Service Unavailable"
-
-
-class _SpokenError:
-    """An error of the HTTP layer in the words and the form algorithms know."""
-
-    def __init__(self, error: Any) -> None:
-        self._error = error
-
-    def to_response(self, _ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Give status, headers and body."""
-        text = f"{self._error.reason}: {self._error.body}"
-        body = json.dumps({"msg": text}).encode()
-        return f"{self._error.code} {self._error.reason}", [("Content-Type", "application/json")], body
-
-
-class _ErrorTask(ErrorTask):
-    request: Any
-
-    def execute(self) -> None:
-        self.request.error = _SpokenError(self.request.error)
-        super().execute()
 
 
 class _Look:
     """A look at a task somebody waits for, done by one of the server's threads."""
+
+    researcher = LOOKS
 
     def __init__(self, look: Callable[[], None]) -> None:
         self.service = look
 
     def cancel(self) -> None:
         """Let it be: the server ends."""
-
-
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-def _arrived(request: Any) -> Arrived:
-    return Arrived(
-        method=request.command,
-        path=request.path,
-        authorization=request.headers.get("AUTHORIZATION", ""),
-        client=request.headers.get("USER_AGENT", ""),
-        is_current=request.version == "1.1",
-    )
-
-
-class _Channel(HTTPChannel):
-    error_task_class = _ErrorTask
-    holds: Holds | None = None
-    _was_held: Any = None
-    """The request that has waited already."""
-    server: Any
-    current_outbuf_count: Any
-    total_outbufs_len: Any
-    _flush_exception: Any
-    _flush_some: Any
-    # its published types miss what is used here
-    parser_class: Any
-    request: Any
-    requests: Any
-    requests_lock: Any
-
-    def service(self) -> None:
-        with self.requests_lock:
-            # a thread would wait for the reader of the first answer before it begins the second
-            for early in self.requests[1:]:
-                early.close()
-                self.requests[0].headers["CONNECTION"] = "close"
-            del self.requests[1:]
-        if not self._is_held(self.requests[0]):
-            super().service()
-
-    def _is_held(self, request: Any) -> bool:
-        if self.holds is None or request.error or request is self._was_held:
-            return False
-        # before it is kept: it may be let go at once, in another thread
-        self._was_held = request
-        return self.holds.hold(_arrived(request), self)
-
-    def let_go(self) -> None:
-        """Have the call passed on and answered."""
-        self.server.add_task(self)
-
-    def reassure(self) -> None:
-        """Tell the client that the answer is on its way; must not be called once the call is let go."""
-        with self.outbuf_lock:
-            if self.connected and not self.total_outbufs_len:
-                self.outbufs[-1].append(_CONTINUE)
-                self.current_outbuf_count += len(_CONTINUE)
-                self.total_outbufs_len += len(_CONTINUE)
-                self._flush_exception(self._flush_some, do_close=False)
-        # a line that turns out to be broken is closed by the thread that owns it
-        self.server.pull_trigger()
-
-    def handle_close(self) -> None:
-        # it stays in its place: this may be called while it is read
-        if self.request is not None:
-            self.request.close()
-        super().handle_close()

@@ -1,6 +1,6 @@
 """Where bodies lie while they pass through: small ones in memory, others on disk, within bounds.
 
-Owns the folder, how much of the disk all calls and the calls of one container may hold, and the cleaning. Must not
+Owns the folder, how much of the disk all calls and the calls for one researcher may hold, and the cleaning. Must not
 know what the bodies are.
 """
 
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from node_agent.proxy.turns import NOBODY
+
 IN_MEMORY = 64 << 10
 KEEP_FREE = 256 << 20
 """The disk is the journal's too."""
@@ -26,7 +28,7 @@ class NoRoom(Exception):
 
 
 class Spool:
-    """Room on disk, shared so that one container leaves some to the others."""
+    """Room on disk, shared so that one researcher leaves some to the others."""
 
     def __init__(self, folder: Path, *, total: int, keep_free: int = KEEP_FREE) -> None:
         self._folder = folder
@@ -41,7 +43,7 @@ class Spool:
         return self._ledger.taken
 
     def body(self, owner: str) -> "SpooledBody":
-        """Begin a body on behalf of the container *owner*; it must be closed."""
+        """Begin a body on behalf of *owner*; it must be closed."""
         return SpooledBody(self._folder, self._ledger, owner)
 
     @contextmanager
@@ -173,9 +175,13 @@ class _Ledger:
 
     def take(self, owner: str, size: int) -> None:
         """Note that *owner* holds more. Raises NoRoom."""
+        if owner == NOBODY:
+            raise NoRoom("A large call needs the token of a run.")
         with self._lock:
             if self._held[owner] + size > self._share:
-                raise NoRoom("The calls of this run hold all the room on disk that this node gives them now.")
+                raise NoRoom(
+                    "The calls of this researcher's runs hold all the room on disk that this node gives them now."
+                )
             if self._held.total() + size > self._total:
                 raise NoRoom("This node has no room on disk for another large call now.")
             self._ask_the_disk(size)

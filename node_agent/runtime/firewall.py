@@ -1,7 +1,8 @@
 """The rule that closes the host to the isolated network: one nftables table per agent.
 
-A container network without a way out still reaches every service of the host that listens on all addresses. The table
-names the bridge interface only, so it may be loaded before the network exists and stays right when it is made anew.
+A container network without a way out still reaches every service of the host that listens on all addresses, and what
+listens for it can be reached by everybody on the host. The table names the bridge interface and the address of this
+machine on it only, so it may be loaded before the network exists and stays right when it is made anew.
 Owns the table and nothing else of the machine's firewall. Must not decide whether the agent may go on without it: it
 says what it could do, and the probe says what is so.
 """
@@ -42,7 +43,10 @@ def table_name(name: str) -> str:
 
 
 def rules(name: str, *, gateway: str, proxy_port: int, gates: Iterable[int] = ()) -> str:
-    """Write the table: from the bridge only the proxy and the *gates* are reachable, and nothing passes through it."""
+    """Write the table: from the bridge only the proxy and the *gates* are reachable, and nothing passes through it.
+
+    Proxy and gates are reachable from the bridge only: not by other containers, and not by users of this machine.
+    """
     table, bridge = table_name(name), bridge_name(name)
     further = sorted({*gates} - {proxy_port})
     ports = f"{{ {', '.join(map(str, [proxy_port, *further]))} }}" if further else f"{proxy_port}"
@@ -54,6 +58,7 @@ table inet {table} {{
     type filter hook input priority -10; policy accept;
     iifname "{bridge}" ip daddr {gateway} tcp dport {ports} accept
     iifname "{bridge}" drop
+    ip daddr {gateway} tcp dport {ports} reject with tcp reset
   }}
   chain forward {{
     type filter hook forward priority -10; policy accept;

@@ -7,8 +7,10 @@ import structlog
 
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
+from node_agent.domain.task import JobId, TaskId
 from node_agent.payload.keys import PrivateKey
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.inquiry import Caller
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer
 from node_agent.proxy.server import ProxyServer
 from node_agent.proxy.spool import Spool
@@ -27,7 +29,7 @@ def main(url: str, folder: str, *key_file: str) -> None:
     spool = Spool(Path(folder), total=16 * MAX_BODY)
     app = ProxyApp(
         forward=server.forward,
-        run_of_token=lambda digest: RunId(7),
+        caller_of_token=lambda digest: Caller(RunId(7), TaskId(1), JobId(1), 1, 5),
         on_subtask=lambda run: None,
         spool=spool,
         max_body=MAX_BODY,

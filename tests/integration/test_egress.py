@@ -20,7 +20,7 @@ from node_agent.domain.egress import parse_rule
 from node_agent.errors import ConfigError
 from node_agent.gates.egress import Egress, EgressPlan, squid_program
 from node_agent.runtime.addresses import Addresses
-from node_agent.runtime.firewall import remove_firewall
+from node_agent.runtime.firewall import ensure_firewall, remove_firewall
 from node_agent.runtime.network import prepare_network
 from node_agent.runtime.subnets import host_addresses
 from tests.integration.machine import Machine
@@ -228,9 +228,12 @@ def test_a_container_of_another_network_is_no_client(opened: Opened) -> None:
     request = f"GET http://allowed.test:{PORT}/ HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
     script = f"""
 import socket
-with socket.create_connection(('{opened.place.facts.gateway}', {opened.port}), timeout=5) as proxy:
-    proxy.sendall(b'{request}')
-    print(proxy.recv(4096).split()[1].decode())
+try:
+    with socket.create_connection(('{opened.place.facts.gateway}', {opened.port}), timeout=5) as proxy:
+        proxy.sendall(b'{request}')
+        print(proxy.recv(4096))
+except ConnectionError:
+    print('no answer')
 """
     said = opened.place.client.containers.run(
         opened.place.image_id,
@@ -238,7 +241,26 @@ with socket.create_connection(('{opened.place.facts.gateway}', {opened.port}), t
         environment={"DO": script},
         labels={"node-agent.name": opened.place.name},
     )
-    assert said.strip() == b"403"
+    assert said.strip() == b"no answer"
+
+
+@pytest.mark.parametrize("has_rule", [True, False], ids=["with the firewall rule", "without it"])
+def test_a_user_of_this_machine_is_no_client(opened: Opened, has_rule: bool) -> None:
+    place = (opened.place.facts.gateway, opened.port)
+    if not has_rule:
+        remove_firewall(opened.place.name)
+    try:
+        assert said_to(place, f"GET http://allowed.test:{PORT}/ HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+    finally:
+        ensure_firewall(opened.place.name, gateway=place[0], proxy_port=free_port(), gates=(place[1],))
+
+
+def said_to(place: tuple[str, int], request: str) -> bytes:
+    """Return what a server says to this machine; nothing when it refuses or breaks off."""
+    with contextlib.suppress(ConnectionError), socket.create_connection(place, timeout=5) as line:
+        line.sendall(request.encode())
+        return line.recv(4096)
+    return b""
 
 
 # --- the program ------------------------------------------------------------------------------------------------
@@ -262,7 +284,8 @@ def plan(missing: Callable[[str], NoReturn]) -> EgressPlan:
 def answers(port: int) -> bool:
     """Ask the proxy for a place nobody allowed; tell whether it says so."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as proxy:
+        # not from the proxy's own address, at which it answers nobody
+        with socket.create_connection(("127.0.0.1", port), 2, source_address=("127.0.0.2", 0)) as proxy:
             proxy.sendall(b"GET http://other.test/ HTTP/1.0\r\n\r\n")
             return b" 403 " in proxy.recv(4096)
     except OSError:

@@ -23,6 +23,7 @@ from node_agent.domain.task import TaskId
 from node_agent.errors import ConfigError
 from node_agent.payload.keys import create_private_key
 from node_agent.proxy.app import ProxyApp
+from node_agent.proxy.inquiry import Caller
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer
 from node_agent.proxy.server import ProxyServer
 from node_agent.proxy.spool import Spool
@@ -38,6 +39,11 @@ from tests.lab.venvs import client_venv, environment
 
 RUN = 7
 RESULT = b64encode(b'{"a": 1}').decode()
+
+
+def caller(run):
+    """Return a run of the task 3, which is of the job 3."""
+    return Caller(run=run, task=3, job=3, collaboration=1, user=5)
 
 
 def part(value):
@@ -61,7 +67,8 @@ def json_answer(value, status=200):
 def page_of(query, pages):
     page = int(parse_qs(query).get("page", ["1"])[0])
     links = {"next": "more"} if page < pages else {}
-    return {"data": [{"id": page, "result": RESULT, "blob_storage_used": False}], "links": links}
+    row = {"id": page, "result": RESULT, "task": {"id": 5}, "blob_storage_used": False}
+    return {"data": [row], "links": links}
 
 
 class StubServer:
@@ -79,7 +86,8 @@ class StubServer:
             "blobstream/status": {"blob_store_enabled": False},
             "task/5/status": {"status": "completed"},
             "vpn/algorithm/addresses": {"addresses": [{"ip": "10.76.0.2", "port": 49200}]},
-            "result/1": {"id": 1, "result": RESULT, "blob_storage_used": False},
+            "result/1": {"id": 1, "result": RESULT, "task": {"id": 5}, "blob_storage_used": False},
+            "run/1": {"id": 1, "task": {"id": 5}},
             "version": {"version": "4.15.2"},
         }
         if request.path in {"run", "result", "organization", "study"}:
@@ -99,7 +107,7 @@ class Served:
         *,
         max_body=256 << 20,
         sealer=None,
-        run_of_token=None,
+        caller_of_token=None,
         reassure_seconds=4,
         **settings,
     ):
@@ -111,7 +119,7 @@ class Served:
         self.app = app = ProxyApp(
             forward=forward,
             reassure_seconds=reassure_seconds,
-            run_of_token=run_of_token or self._run_of,
+            caller_of_token=caller_of_token or self._caller_of,
             on_subtask=self.subtasks.append,
             spool=self.spool,
             max_body=max_body,
@@ -127,8 +135,8 @@ class Served:
             **settings,
         )
 
-    def _run_of(self, digest):
-        return RUN if digest == self._digest else None
+    def _caller_of(self, digest):
+        return caller(RUN) if digest == self._digest else None
 
     def __enter__(self):
         self.server.start()
@@ -175,7 +183,7 @@ def test_many_containers_are_served_at_once():
     answers = []
     with Served(meet) as proxy:
         callers = [
-            threading.Thread(target=lambda: answers.append(speak("GET", f"{proxy.url}/task/1").status_code))
+            threading.Thread(target=lambda: answers.append(speak("GET", f"{proxy.url}/task/3").status_code))
             for _ in range(8)
         ]
         for caller in callers:
@@ -250,7 +258,8 @@ class WorkingServer:
 
 def by_number(digest):
     """Know forty runs by their tokens."""
-    return next((n for n in range(40) if sha256(f"run.number.{n}".encode()).hexdigest() == digest), None)
+    numbers = (n for n in range(40) if sha256(f"run.number.{n}".encode()).hexdigest() == digest)
+    return next((caller(n) for n in numbers), None)
 
 
 def asked_status(proxy, number, **more):
@@ -260,7 +269,7 @@ def asked_status(proxy, number, **more):
 
 def test_more_containers_than_there_are_threads_wait_for_a_task_and_nobody_waits_for_them():
     server = WorkingServer()
-    with Served(server, run_of_token=by_number) as proxy, ThreadPoolExecutor(40) as pool:
+    with Served(server, caller_of_token=by_number) as proxy, ThreadPoolExecutor(40) as pool:
         assert {asked_status(proxy, number) for number in range(40)} == {"active"}
         server.wait_until_asked(40)
         kept = [pool.submit(asked_status, proxy, number) for number in range(40)]
@@ -274,7 +283,7 @@ def test_more_containers_than_there_are_threads_wait_for_a_task_and_nobody_waits
 
 def test_a_client_that_waits_longer_than_it_has_patience_hears_that_the_answer_comes():
     server = WorkingServer()
-    with Served(server, run_of_token=by_number, reassure_seconds=0.2) as proxy:
+    with Served(server, caller_of_token=by_number, reassure_seconds=0.2) as proxy:
         assert asked_status(proxy, 1) == "active"
         with socket.create_connection(("127.0.0.1", proxy.server.port), timeout=30) as line:
             line.sendall(
@@ -293,7 +302,7 @@ def test_a_client_that_waits_longer_than_it_has_patience_hears_that_the_answer_c
 def test_the_clients_library_reads_on_until_the_answer_comes():
     server = WorkingServer()
     with (
-        Served(server, run_of_token=by_number, reassure_seconds=0.1) as proxy,
+        Served(server, caller_of_token=by_number, reassure_seconds=0.1) as proxy,
         ThreadPoolExecutor(1) as pool,
         requests.Session() as session,
     ):
@@ -308,7 +317,7 @@ def test_the_clients_library_reads_on_until_the_answer_comes():
 
 def test_whoever_hangs_up_while_it_waits_leaves_nothing():
     server = WorkingServer()
-    with Served(server, run_of_token=by_number, reassure_seconds=0.1) as proxy:
+    with Served(server, caller_of_token=by_number, reassure_seconds=0.1) as proxy:
         assert asked_status(proxy, 1) == "active"
         with pytest.raises(requests.Timeout):
             requests.get(
@@ -324,7 +333,7 @@ def test_whoever_hangs_up_while_it_waits_leaves_nothing():
 def test_a_stop_ends_the_waiting():
     server = WorkingServer()
     with ThreadPoolExecutor(1) as pool:
-        with Served(server, run_of_token=by_number) as proxy:
+        with Served(server, caller_of_token=by_number) as proxy:
             assert asked_status(proxy, 1) == "active"
             server.wait_until_asked()
             waiting = pool.submit(asked_status, proxy, 1)
@@ -473,7 +482,7 @@ class SealedServer(StubServer):
     def __init__(self, result):
         super().__init__()
         self.inputs = []
-        self._result = {"id": 1, "result": result, "blob_storage_used": False}
+        self._result = {"id": 1, "result": result, "task": {"id": 5}, "blob_storage_used": False}
 
     def __call__(self, request):
         if request.path == "result":

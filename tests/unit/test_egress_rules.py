@@ -77,8 +77,11 @@ def conf(*rules: str, inside: tuple[str, ...] = ()) -> list[str]:
 def test_the_last_word_is_no_and_the_first_words_are_too() -> None:
     lines = conf("api.example.org:443")
     access = [line for line in lines if line.startswith("http_access")]
-    assert access[0] == "http_access deny manager"
-    assert access[1] == "http_access deny !runs"
+    assert access[:3] == [
+        "http_access deny host",
+        "http_access deny !runs",
+        "http_access deny manager",
+    ]
     assert access[-1] == "http_access deny all"
     assert [line for line in access if " allow " in line] == [
         "http_access allow port0 place0 !inside0",

@@ -21,6 +21,7 @@ from node_agent.payload.envelope import unseal, unseal_blob
 from node_agent.payload.keys import PrivateKey
 from node_agent.proxy.app import MAX_PER_RUN, ProxyApp
 from node_agent.proxy.held import Arrived
+from node_agent.proxy.inquiry import Caller
 from node_agent.proxy.sealer import EnvelopeSealer, PlainSealer
 from node_agent.proxy.spool import Spool
 
@@ -30,8 +31,11 @@ UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 TASK = {"image": "i", "organizations": [{"id": 1, "input": "e30="}]}
 
 
-def run_of_token(digest):
-    return RUN if digest == sha256(TOKEN.encode()).hexdigest() else None
+CALLER = Caller(run=RUN, task=1, job=1, collaboration=1, user=5)
+
+
+def caller_of_token(digest):
+    return CALLER if digest == sha256(TOKEN.encode()).hexdigest() else None
 
 
 class StubServer:
@@ -46,6 +50,10 @@ class StubServer:
         # what a request brings is gone when it is over
         self.seen.append(replace(request, body=None if request.body is None else Literal(content(request))))
         yield self.answer
+
+
+def json_answer(value, status=200):
+    return ProxiedResponse(status=status, body=[json.dumps(value).encode()], content_type="application/json")
 
 
 def content(request):
@@ -72,17 +80,33 @@ class Proxy:
     def __init__(self, server=None, *, sealer=None, max_body=64 << 20, room=1 << 30):
         self.server = server or StubServer()
         self.subtasks = []
+        self.addresses = {}
         self.folder = Path(mkdtemp(dir=self.root))
         self.spool = Spool(self.folder, total=room)
         self.app = ProxyApp(
             forward=self.server,
-            run_of_token=run_of_token,
+            caller_of_token=caller_of_token,
+            runs_at=lambda: self.addresses,
             on_subtask=self.subtasks.append,
             spool=self.spool,
             max_body=max_body,
         )
         self.app.seal_with(sealer or PlainSealer())
         self._client = Client(self.app)
+
+    def made(self, subtask=9, blob=""):
+        """Let the run make a subtask, and see a result of it that lies in the blob store."""
+        after = self.server.answer
+        self.server.answer = json_answer({"id": subtask}, 201)
+        self.ask("POST", "/task", json=TASK, headers={"X-Public-Key": ""})
+        if blob:
+            row = {"id": 1, "task": {"id": subtask}, "result": blob, "blob_storage_used": True}
+            self.server.answer = json_answer({"data": [row]})
+            self.ask("GET", f"/result?task_id={subtask}").close()
+        self.server.answer = after
+        self.server.seen.clear()
+        self.subtasks.clear()
+        return self
 
     def nothing_is_left(self):
         return self.spool.taken == 0 and list(self.folder.iterdir()) == []
@@ -104,9 +128,13 @@ def message(response):
 
 def test_a_call_is_forwarded_with_its_own_token_path_and_query():
     proxy = Proxy()
-    response = proxy.ask("GET", "/run?task_id=3&page=1&x=%2F..")
+    response = proxy.ask("GET", "/organization?collaboration_id=1&page=1&x=%2F..")
     (sent,) = proxy.server.seen
-    assert (sent.method, sent.path, sent.query) == ("GET", "run", "task_id=3&page=1&x=%2F..")
+    assert (sent.method, sent.path, sent.query) == (
+        "GET",
+        "organization",
+        "collaboration_id=1&page=1&x=%2F..",
+    )
     assert sent.token.reveal() == TOKEN
     assert sent.body is None
     assert (response.status_code, response.data) == (200, b'{"id": 1}')
@@ -300,12 +328,15 @@ def test_each_call_is_one_debug_line_without_query_body_or_token():
 
 
 def test_inputs_are_sealed_and_results_opened_on_their_way():
-    proxy = Proxy(StubServer(200, b"answer"), sealer=MarkingSealer())
+    row = b'{"id": 4, "task": {"id": 9}}'
+    proxy = Proxy(StubServer(201, b'{"id": 9}'), sealer=MarkingSealer())
     proxy.ask("POST", "/task", json=TASK)
     assert content(proxy.server.seen[0]).startswith(b"sealed:{")
-    assert proxy.ask("GET", "/result?task_id=1").data == b"opened:answer"
-    assert proxy.ask("GET", "/result/1").data == b"opened:answer"
-    assert proxy.ask("GET", "/task/1").data == b"answer"
+    proxy.server.answer = ProxiedResponse(status=200, body=[row], content_type="application/json")
+    assert proxy.ask("GET", "/result?task_id=9").data == b"opened:" + row
+    assert proxy.ask("GET", "/result/4").data == b"opened:" + row
+    assert proxy.ask("GET", "/run/4").data == row
+    assert proxy.ask("GET", "/task/1").data == row
 
 
 def test_an_error_in_place_of_results_is_not_opened():
@@ -318,7 +349,7 @@ def test_blobs_travel_as_base64_text_and_arrive_as_they_were():
     proxy.ask("POST", "/blobstream", data=b"\x00\xff")
     (sent,) = proxy.server.seen
     assert (content(sent), sent.content_type) == (b"AP8=", "application/octet-stream")
-    kept = Proxy(StubServer(200, b"AP8=", "application/octet-stream"))
+    kept = Proxy(StubServer(200, b"AP8=", "application/octet-stream")).made(blob=UUID)
     assert kept.ask("GET", f"/blobstream/{UUID}").data == b"\x00\xff"
 
 
@@ -349,7 +380,7 @@ def test_one_run_cannot_take_every_turn():
 
 # --- bodies of any size -----------------------------------------------------------------------------------------
 
-LARGE = json.dumps({"data": [{"id": 1, "result": "QUJD" * 100_000}]}).encode()
+LARGE = json.dumps({"task": {"id": 1}, "id": 1, "result": "QUJD" * 100_000}).encode()
 
 
 def pieces(content):
@@ -384,7 +415,7 @@ def test_a_large_answer_holds_its_room_until_it_is_sent():
 
 def test_a_large_blob_is_made_readable():
     kept = b64encode(bytes(range(256)) * 2000)
-    proxy = Proxy(Streams(kept, content_type="application/octet-stream"))
+    proxy = Proxy(Streams(kept, content_type="application/octet-stream")).made(blob=UUID)
     response = proxy.ask("GET", f"/blobstream/{UUID}")
     assert response.data == b64decode(kept)
     assert response.content_type == "application/octet-stream"
@@ -441,11 +472,11 @@ def test_json_that_would_take_much_memory_is_refused(body, status):
 
 
 def test_before_it_is_known_how_payloads_travel_none_does():
-    proxy = Proxy()
+    proxy = Proxy(StubServer(200, b'{"id": 4, "task": 9}')).made(blob=UUID)
     proxy.app.seal_with(None)
     for method, path in (("POST", "/task"), ("GET", "/result/1"), ("GET", f"/blobstream/{UUID}")):
         response = proxy.ask(method, path, json=TASK)
-        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+        assert (response.status_code, response.headers.get("Retry-After")) == (503, "1")
     assert proxy.ask("GET", "/task/1").status_code == 200
 
 
@@ -479,8 +510,8 @@ def test_what_an_algorithm_asks_others_leaves_sealed_and_what_they_answer_arrive
     assert proxy.nothing_is_left()
 
     results = json.dumps({"data": [{"id": 1, "result": sent, "blob_storage_used": False}]}).encode()
-    proxy = encrypted(Streams(results))
-    response = proxy.ask("GET", "/result?task_id=1")
+    proxy = encrypted(Streams(results)).made()
+    response = proxy.ask("GET", "/result?task_id=9")
     assert b64decode(response.json["data"][0]["result"]) == plain
     response.close()
     assert proxy.nothing_is_left()
@@ -510,7 +541,8 @@ def test_a_blob_travels_sealed_for_the_key_in_the_header():
     assert proxy.ask("POST", "/blobstream", data=b"raw", headers=headers).json == {"uuid": "u"}
     sent = content(proxy.server.seen[0])
     assert b"".join(unseal_blob([sent], KEY)) == b"raw"
-    assert encrypted(StubServer(200, sent)).ask("GET", f"/blobstream/{UUID}").data == b"raw"
+    reader = encrypted(StubServer(200, sent)).made(blob=UUID)
+    assert reader.ask("GET", f"/blobstream/{UUID}").data == b"raw"
     refused = proxy.ask("POST", "/blobstream", data=b"raw")
     assert (refused.status_code, message(refused)) == (400, "Missing X-Public-Key header")
 
@@ -526,7 +558,7 @@ class StubLine:
         """Nobody listens."""
 
 
-def asked_again(server, *, first="/task/3/status", **changes):
+def asked_again(server, *, first="/task/1/status", **changes):
     """Ask once, then say whether the same question, or a changed one, would be kept."""
     proxy = Proxy(server)
     proxy.app.waits.look_with(lambda _: None)
@@ -537,6 +569,7 @@ def asked_again(server, *, first="/task/3/status", **changes):
         "authorization": f"Bearer {TOKEN}",
         "client": "python-requests/2.34.2",
         "is_current": True,
+        "address": "",
     }
     return proxy.app.hold(Arrived(**arrived | changes), StubLine())
 
@@ -569,7 +602,7 @@ def test_who_was_told_anything_else_is_answered_at_once_each_time(server):
     [
         {"method": "POST"},
         {"path": "/task/4/status"},
-        {"path": "/task/3"},
+        {"path": "/task/1"},
         {"authorization": ""},
         {"authorization": "Bearer another.runs.token"},
     ],
@@ -579,7 +612,7 @@ def test_only_the_same_question_of_the_same_run_is_kept(changes):
 
 
 def test_a_task_that_is_only_looked_at_is_never_kept():
-    assert not asked_again(StubServer(body=b'{"status": "active"}'), first="/task/3")
+    assert not asked_again(StubServer(body=b'{"status": "active"}'), first="/task/1")
 
 
 @pytest.mark.parametrize(
@@ -595,17 +628,18 @@ def test_a_look_says_that_a_task_goes_on_only_when_the_server_says_so(server, go
     looks = []
     proxy = Proxy(server)
     proxy.app.waits.look_with(looks.append)
-    proxy.app.waits.told(RUN, "task/3/status")
+    proxy.app.waits.told(RUN, "task/1/status")
     gone = []
     line = StubLine()
     line.let_go = lambda: gone.append(True)
     assert proxy.app.hold(
         Arrived(
             method="GET",
-            path="/task/3/status",
+            path="/task/1/status",
             authorization=f"Bearer {TOKEN}",
             client="curl/8",
             is_current=True,
+            address="",
         ),
         line,
     )
@@ -613,4 +647,4 @@ def test_a_look_says_that_a_task_goes_on_only_when_the_server_says_so(server, go
     looks.pop()()
     assert (gone == []) is goes_on
     (sent,) = proxy.server.seen
-    assert (sent.path, sent.token.reveal()) == ("task/3/status", TOKEN)
+    assert (sent.path, sent.token.reveal()) == ("task/1/status", TOKEN)

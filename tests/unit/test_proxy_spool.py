@@ -79,7 +79,7 @@ def test_a_closed_body_takes_nothing_more(spool):
 
 def test_one_container_gets_half_of_the_room_and_another_one_the_rest(spool):
     first = [large(spool, "a") for _ in range(5)]
-    with pytest.raises(NoRoom, match="this run"):
+    with pytest.raises(NoRoom, match="this researcher"):
         large(spool, "a")
     second = [large(spool, "b") for _ in range(5)]
     with pytest.raises(NoRoom, match="no room on disk"):

@@ -120,3 +120,10 @@ def test_the_rule_lets_only_the_proxy_through_and_replaces_itself():
     )
     assert text.startswith(f"table inet {table_name('alpha')}\ndelete table inet {table_name('alpha')}\n")
     assert text.count("accept\n") == 1
+
+
+def test_the_rule_keeps_everybody_but_the_bridge_from_proxy_and_gates():
+    text = rules("alpha", gateway="10.213.7.1", proxy_port=7480, gates=(7482,))
+    from_bridge, from_others = text.index("drop"), text.index("reject with tcp reset")
+    assert from_bridge < from_others
+    assert "    ip daddr 10.213.7.1 tcp dport { 7480, 7482 } reject with tcp reset\n" in text

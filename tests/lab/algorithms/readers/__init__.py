@@ -32,15 +32,24 @@ def read(first: Frame, second: Frame, third: Frame, fourth: Frame, folder: str) 
     }
 
 
+def answer() -> dict[str, int]:
+    """Return what the subtask of `ask` is about."""
+    return {"answer": 42}
+
+
 @algorithm_client
-def ask(client: AlgorithmClient, task_id: int) -> dict[str, Any]:
-    """Make the calls of the algorithm client; *task_id* is a task that ended."""
+def ask(client: AlgorithmClient, organization_id: int) -> dict[str, Any]:
+    """Make the calls of the algorithm client about a subtask at *organization_id*, which is waited for."""
     organizations = client.organization.list()
-    own = client.request("task", params={"page": 1})["data"]
+    part = client.task.create(input_={"method": "answer"}, organizations=[organization_id], name="part")
+    task_id = part["id"]
+    client.wait_for_results(task_id, interval=0.5)
+    own = client.request("task", params={"parent_id": part["parent"]["id"], "page": 1})["data"]
     return {
         "organizations": sorted(organization["name"] for organization in organizations),
         "organization": client.organization.get(organizations[0]["id"])["name"],
         "collaboration": client.collaboration.get()["name"],
+        "part": task_id,
         "task": client.task.get(task_id)["id"],
         "task_status": client.request(f"task/{task_id}/status")["status"],
         "tasks": len(own),
