@@ -43,20 +43,20 @@ def places_of(state_dir: Path, data_root: Path | None) -> Mapping[str, Path]:
 def shortage(places: Mapping[str, Path], *, least: int) -> str:
     """Say which place has less than *least* bytes of room; empty when none has."""
     for what, path in places.items():
-        free = _seen(path)
+        free = seen_free(path)
         if free is not None and free < least:
-            return (
-                f"{what} has {_amount(free)} of disk left, limits.min_free_disk is {_amount(least)} ({path})"
-            )
+            return f"{what} has {amount(free)} of disk left, limits.min_free_disk is {amount(least)} ({path})"
     return ""
 
 
-def _seen(path: Path) -> int | None:
+def seen_free(path: Path) -> int | None:
+    """Return the free bytes where *path* lies; None when that cannot be seen."""
     try:
         return free_bytes(path)
     except OSError:
         return None  # whoever needs the place says in words of its own what is wrong with it
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """Write a number of bytes the way a person reads it."""
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"

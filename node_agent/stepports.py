@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from node_agent.admission import Admission
+from node_agent.diskuse import DiskUses
 from node_agent.domain.container import (
     ContainerLimits,
     Extras,
@@ -112,6 +113,7 @@ class Ports:
     seal: Seal | None = None
     """None: the collaboration is not encrypted."""
     tokens: EarlyTokens = field(default_factory=EarlyTokens)
+    uses: DiskUses = field(default_factory=DiskUses)
 
 
 PortsOf = Callable[[Run], Ports]

@@ -251,7 +251,7 @@ def _check_limits(run: Run, report: ContainerReport, ports: Ports) -> None:
                 f"this node allows {ports.settings.run_time:.0f} (limits.run_time).{while_paused(report)}"
             )
         )
-    used = ports.folders.used_bytes(run.id, run.task.job)
+    used = ports.uses.measured(run, ports.folders, pid=report.pid, running_for=running_for).total
     if used > ports.settings.disk_size:
         raise OutputTooLarge(
             ports.settings.spoken(
@@ -349,6 +349,9 @@ def stop(run: Run, ports: Ports) -> StepResult:
         if run.state >= State.RUNNING:
             raise
         log_of(run).warning("container_left_behind", reason=str(error))
+    if run.ending is Outcome.OUTPUT_TOO_LARGE:
+        # the report may have to wait for the server; the disk cannot
+        ports.folders.discard_work(run.id)
     if run.state is State.RUNNING and run.ending is not Outcome.CLOSED:
         _capture_log(run, ports)
     return Advance(State.FINISHED, {"outcome": run.ending, "finished_at": ports.clock.now()})

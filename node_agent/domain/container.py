@@ -127,6 +127,8 @@ class ContainerReport:
     started_at: float | None = None
     finished_at: float | None = None
     error: str = ""
+    pid: int | None = None
+    """Its first process, as numbered where the engine is; None when it does not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

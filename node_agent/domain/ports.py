@@ -459,6 +459,12 @@ class RunFolders(Protocol):
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
         """Say how much disk the run and its job use now."""
 
+    def discard_work(self, run_id: RunId) -> None:
+        """Delete what the algorithm could write to; what was taken over from it stays. Already gone is fine."""
+
+    def discard_job(self, job: JobKey) -> None:
+        """Delete the temporary folder of a job that no run uses, at once for whoever makes it anew."""
+
     def free_bytes(self) -> int:
         """Say how much disk may still be written."""
 

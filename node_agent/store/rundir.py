@@ -169,6 +169,18 @@ class DiskRunFolders:
         """Say how much disk the run and its job use now."""
         return _tree_size(self._folder(run_id)) + _tree_size(self._jobs / job)
 
+    def discard_work(self, run_id: RunId) -> None:
+        """Delete what the algorithm could write to; what was taken over from it stays. Already gone is fine."""
+        _remove_tree(self._folder(run_id) / "mount")
+
+    def discard_job(self, job: JobKey) -> None:
+        """Delete the temporary folder of a job that no run uses, at once for whoever makes it anew."""
+        # a name that the sweep knows as that of a job's folder, in case this ends in the middle
+        aside = self._jobs / f"{job}-{time.time_ns()}"
+        with suppress(FileNotFoundError), disk_errors():
+            (self._jobs / job).rename(aside)
+            _remove_tree(aside)
+
     @contextmanager
     def log_file(self, run_id: RunId) -> Iterator[BinaryIO]:
         """Open the run's log for writing, from its beginning; it counts, and is on the disk, when all went well."""
