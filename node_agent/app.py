@@ -77,7 +77,7 @@ from node_agent.server.listener import SocketListener
 from node_agent.server.login import Login
 from node_agent.server.stores import HttpStores, open_exchange_for
 from node_agent.site import Site
-from node_agent.space import bounds_of, places_of
+from node_agent.space import bounds_of, places_of, seen_free
 from node_agent.spacewatch import SpaceWatch
 from node_agent.stepports import Ports, PortsOf, StepSettings
 from node_agent.store import presence
@@ -305,6 +305,7 @@ class Application:
             seal=None if self._key is None else EnvelopeSeal(self._server.keys.of),
             tokens=EarlyTokens(),
             uses=self._uses,
+            free_for_images=self._free_for_images,
         )
         self._compute = self._compute_service()
         self._pool = StepPool(
@@ -510,6 +511,9 @@ class Application:
                 self._post(EngineLost(str(error)))
             time.sleep(WATCH_AGAIN_SECONDS)
 
+    def _free_for_images(self) -> int | None:
+        return None if self._host.data_root is None else seen_free(self._host.data_root)
+
     def _space_watch(self) -> SpaceWatch:
         return SpaceWatch(
             places=lambda: places_of(self._settings.state_dir, self._host.data_root),
@@ -617,6 +621,8 @@ def _step_settings(settings: Settings, *, log_mask: LogMask, node_id: int) -> St
         disk_size=settings.limits.output_size + settings.limits.tmp_size,
         run_time=settings.limits.run_time,
         registry_patience=REGISTRY_PATIENCE_SECONDS,
+        max_image_size=settings.images.max_size,
+        min_free_disk=settings.limits.min_free_disk,
         proxy_port=settings.network.proxy_port,
         egress_port=settings.egress_port,
         entrances=settings.entrances,

@@ -68,6 +68,7 @@ class SpaceWatch:
         stop: Callable[[ContainerId], None],
         post: Callable[[Message], None],
         clock: Clock,
+        free: Callable[[Path], int | None] = seen_free,
     ) -> None:
         self._places = places
         self._least = least
@@ -77,6 +78,7 @@ class SpaceWatch:
         self._stop = stop
         self._post = post
         self._clock = clock
+        self._free = free
         self._told = ""
         self._free_before: int | None = None
         self._ended: _Ended | None = None
@@ -94,9 +96,9 @@ class SpaceWatch:
     def look(self) -> float:
         """Look once, and return the seconds until the next look."""
         places, least = self._places(), self._least()
-        self._tell(shortage(places, least=least))
+        self._tell(shortage(places, least=least, free=self._free))
         running = self._runs.running()
-        free = seen_free(next(iter(places.values())))
+        free = self._free(next(iter(places.values())))
         if free is None:
             return LOOK_SECONDS
         fell = self._fell(free)

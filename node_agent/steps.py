@@ -18,6 +18,7 @@ from node_agent.domain.container import (
     ContainerSpec,
     Phase,
     PinnedImage,
+    PullBounds,
     PullPolicy,
     Relaxation,
     run_container_name,
@@ -124,6 +125,11 @@ def _image(run: Run, ports: Ports) -> PinnedImage:
         wanted=lambda: ports.wanted(run.id),
         progress=lambda progress: ports.progress(run.id, progress),
         here=local,
+        bounds=PullBounds(
+            max_size=ports.settings.max_image_size,
+            least_free=ports.settings.min_free_disk,
+            free=ports.free_for_images,
+        ),
     )
     if pulled.is_new:
         ports.pulled(reference, pulled)

@@ -1,20 +1,30 @@
 """Attacks on the disk: files without a name, files nobody can see, and an image that unpacks without end."""
 
 import contextlib
-import os
+import gzip
+import hashlib
+import json
 import subprocess
+import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import requests
+from docker.errors import ImageNotFound
 
+from node_agent.domain.container import PinnedImage, PullBounds
+from node_agent.errors import ImageMissing
 from node_agent.sandbox.researcher import Order, Researcher, RunSeen
+from tests.integration.machine import Machine
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
 from tests.lab.counting import nothing_is_left
 from tests.lab.images import script_image
+from tests.lab.registry import registry
 from tests.lab.sandbox import SandboxLab
 from tests.parts import engine_client
 
@@ -53,12 +63,11 @@ open(place("OUTPUT_FILE"), "w").write("{}")
 
 @dataclass
 class Site:
-    """A node whose researcher may use a hostile image."""
+    """A node whose researcher may use hostile images."""
 
     lab: SandboxLab
     agent: AgentProcess
     image: str
-    tasks: dict[int, int] = field(default_factory=dict)
 
     @property
     def researcher(self) -> Researcher:
@@ -122,30 +131,6 @@ def small_disk(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[P
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@contextlib.contextmanager
-def lowest_free_space(folder: Path) -> Iterator[Callable[[], int]]:
-    """Watch how far the free space of a disk goes down, in bytes below the beginning."""
-    import threading
-
-    def free() -> int:
-        found = os.statvfs(folder)
-        return found.f_bavail * found.f_frsize
-
-    before, lowest, over = free(), [free()], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            lowest[0] = min(lowest[0], free())
-
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        yield lambda: before - lowest[0]
-    finally:
-        over.set()
-        watching.join()
-
-
 @pytest.mark.engine
 def test_files_without_a_name_count_toward_the_limit_of_a_run() -> None:
     """Tries to keep 3 GB in open files that have no name, under limits of 200 MiB; the run is ended."""
@@ -168,3 +153,127 @@ def test_a_run_that_fills_the_disk_is_ended_and_its_neighbour_goes_on(small_disk
         assert "limits.min_free_disk" in run.log
         assert site.ended(neighbour).status == "completed"
         eventually(lambda: nothing_is_left(site.agent), within=PATIENCE, what="nothing left")
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.engine
+def test_an_image_that_unpacks_to_more_than_is_allowed_is_not_taken_and_leaves_nothing() -> None:
+    """Tries to have the engine unpack 768 MiB from a layer of less than one, where 200 MiB are allowed."""
+    settings = {"images": {"pull": "always", "max_size": "200MiB"}}
+    with registry() as shop, engine_client() as client:
+        bomb = push_zeros(shop.host, "bomb", blocks=12)
+        policy = {"policy": {"algorithms": [f"{shop.host}/*", "node-agent-lab/*"]}}
+        with site_on(None, settings | policy) as site:
+            run = site.ended(site.order(bomb, {}))
+            assert run.status == "non-existing Docker image"
+            assert "images.max_size" in run.log
+            with pytest.raises(ImageNotFound):
+                client.images.get(bomb)
+
+
+@pytest.mark.engine
+def test_a_pull_is_called_off_when_the_disk_runs_short(place: Machine) -> None:
+    """Tries to fill the engine's disk with an image; how much is left is made up, since the disk is everybody's."""
+    asked: list[int] = []
+
+    def free() -> int:
+        asked.append(1)
+        return 1000 if len(asked) < 3 else 99
+
+    with registry() as shop:
+        bomb = push_zeros(shop.host, "short", blocks=16)
+        with pytest.raises(ImageMissing, match=r"limits\.min_free_disk"):
+            place.engine.pull_image(
+                bomb,
+                wanted=lambda: True,
+                progress=lambda _: None,
+                bounds=PullBounds(least_free=100, free=free),
+            )
+        # what comes of a pull that is called off is seen within moments
+        time.sleep(1)
+        assert place.engine.find_image(bomb) is None
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("was_here", [False, True])
+def test_a_small_pull_that_turns_out_too_large_is_removed_and_the_name_means_what_it_did(
+    place: Machine, was_here: bool
+) -> None:
+    """Tries to pass with an image that unpacks faster than anybody looks."""
+    with registry() as shop:
+        good = push_zeros(shop.host, f"quick-{was_here:d}", size=1000)
+        before = pulled(place, good, PullBounds()) if was_here else None
+        push_zeros(shop.host, f"quick-{was_here:d}", size=5 * MIB)
+        with pytest.raises(ImageMissing, match=r"images\.max_size"):
+            pulled(place, good, PullBounds(max_size=MIB), here=before)
+        found = place.engine.find_image(good)
+        assert (found and found.image_id) == (before and before.image_id)
+        if before is not None:
+            place.client.images.remove(before.image_id, force=True)
+
+
+def pulled(
+    place: Machine, reference: str, bounds: PullBounds, here: PinnedImage | None = None
+) -> PinnedImage:
+    return place.engine.pull_image(
+        reference, wanted=lambda: True, progress=lambda _: None, here=here, bounds=bounds
+    )
+
+
+BLOCK = 64 * MIB
+
+
+def push_zeros(host: str, name: str, *, blocks: int = 0, size: int = 0) -> str:
+    """Put an image into a registry with one file of zeros: so many blocks of 64 MiB, and *size* bytes."""
+    layer, unpacked = zeros(blocks * BLOCK + size)
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/zeros"]},
+            "rootfs": {"type": "layers", "diff_ids": [unpacked]},
+        }
+    ).encode()
+    base = f"http://{host}/v2/{name}"
+    kind = "application/vnd.docker"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{kind}.distribution.manifest.v2+json",
+        "config": uploaded(base, config) | {"mediaType": f"{kind}.container.image.v1+json"},
+        "layers": [uploaded(base, layer) | {"mediaType": f"{kind}.image.rootfs.diff.tar.gzip"}],
+    }
+    answer = requests.put(
+        f"{base}/manifests/1",
+        data=json.dumps(manifest),
+        headers={"Content-Type": str(manifest["mediaType"])},
+        timeout=30,
+    )
+    answer.raise_for_status()
+    return f"{host}/{name}:1"
+
+
+def zeros(size: int) -> tuple[bytes, str]:
+    """Return a packed layer with one file of so many zeros, and the digest of what it unpacks to."""
+    entry = tarfile.TarInfo("zeros")
+    entry.size = size
+    padded = -(-size // 512) * 512 + 1024
+    blocks, rest = divmod(padded, BLOCK)
+    block, head = bytes(BLOCK), entry.tobuf()
+    digest = hashlib.sha256(head)
+    for _ in range(blocks):
+        digest.update(block)
+    digest.update(bytes(rest))
+    # members of gzip in a row are unpacked in a row
+    packed = gzip.compress(head) + gzip.compress(block, 9) * blocks + gzip.compress(bytes(rest), 9)
+    return packed, f"sha256:{digest.hexdigest()}"
+
+
+def uploaded(base: str, content: bytes) -> dict[str, Any]:
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    begun = requests.post(f"{base}/blobs/uploads/", timeout=30)
+    begun.raise_for_status()
+    sent = requests.put(begun.headers["Location"], params={"digest": digest}, data=content, timeout=30)
+    sent.raise_for_status()
+    return {"digest": digest, "size": len(content)}
