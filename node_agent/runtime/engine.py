@@ -45,7 +45,7 @@ from node_agent.runtime import podman
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.endings import with_its_end
 from node_agent.runtime.logcut import copy_cut
-from node_agent.runtime.logfollow import entries_after, follow_parameters, frames_of
+from node_agent.runtime.logfollow import blocks_of, entries_after, follow_parameters, frames_of
 from node_agent.runtime.namespaces import Namespaces
 from node_agent.runtime.network import bridge_is_here
 from node_agent.runtime.pulling import (
@@ -420,7 +420,7 @@ class DockerEngine:
             with response:
                 if response.status_code != _NOT_FOUND:
                     response.raise_for_status()
-                    copy_cut(mask(frames_of(response.raw)), into, limit=limit)
+                    copy_cut(mask(blocks_of(response.raw)), into, limit=limit)
 
     def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         """Yield what the container writes after *since*, as it happens, until it ends."""
