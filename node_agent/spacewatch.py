@@ -17,7 +17,7 @@ from node_agent.domain.diskuse import RunUse
 from node_agent.domain.messages import Message, SpaceFell, SpaceSeen, SpaceTaken
 from node_agent.domain.ports import Clock, RunFolders
 from node_agent.domain.run import ContainerId, Run, State
-from node_agent.errors import NodeAgentError, OutputTooLarge
+from node_agent.errors import OutputTooLarge
 from node_agent.runtable import RunTable
 from node_agent.space import amount, seen_free, shortage
 
@@ -80,18 +80,25 @@ class SpaceWatch:
         self._clock = clock
         self._free = free
         self._told = ""
+        self._trouble = ""
         self._free_before: int | None = None
         self._ended: _Ended | None = None
 
     def serve_forever(self) -> None:
         """Look again and again."""
         while True:
-            try:
-                pause = self.look()
-            except (NodeAgentError, OSError) as error:
-                log.warning("space_not_seen", reason=str(error))
-                pause = LOOK_SECONDS
-            time.sleep(pause)
+            time.sleep(self.look_safely())
+
+    def look_safely(self) -> float:
+        """Look once; whatever prevents it is said, and the next look is another try."""
+        try:
+            pause, trouble = self.look(), ""
+        except Exception as error:  # noqa: BLE001 - without this thread nothing bounds the disk
+            pause, trouble = LOOK_SECONDS, f"{type(error).__name__}: {error}"
+        if trouble and trouble != self._trouble:
+            log.warning("space_not_seen", reason=trouble)
+        self._trouble = trouble
+        return pause
 
     def look(self) -> float:
         """Look once, and return the seconds until the next look."""

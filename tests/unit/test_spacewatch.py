@@ -229,6 +229,18 @@ def test_space_that_falls_fast_has_the_limits_looked_at(scene: Scene) -> None:
     assert scene.posted.count(SpaceFell()) == 1
 
 
+def test_trouble_while_looking_is_said_once_and_the_next_look_is_another_try() -> None:
+    with capture_logs() as said:
+        scene = Scene()
+        del scene.free[STATE]
+        for _ in range(2):
+            assert scene.watch.look_safely() == LOOK_SECONDS
+        scene.free[STATE] = 50 * MIB
+        scene.watch.look_safely()
+    assert [entry["event"] for entry in said] == ["space_not_seen"]
+    assert len(scene.posted) == 1
+
+
 def test_a_disk_that_cannot_be_seen_ends_nobody(scene: Scene) -> None:
     scene.run(1, used=90 * MIB)
     scene.free[STATE] = None
