@@ -521,7 +521,7 @@ class Application:
             runs=self._runs,
             folders=self._folders,
             uses=self._uses,
-            stop=self._site.engine.stop,
+            runtime=self._site.engine,
             post=self._post,
             clock=self._clock,
         )

@@ -13,10 +13,11 @@ from typing import Final
 import structlog
 
 from node_agent.diskuse import DiskUses
+from node_agent.domain.container import Phase
 from node_agent.domain.diskuse import RunUse
 from node_agent.domain.messages import Message, SpaceFell, SpaceSeen, SpaceTaken
-from node_agent.domain.ports import Clock, RunFolders
-from node_agent.domain.run import ContainerId, Run, State
+from node_agent.domain.ports import Clock, RunFolders, Runtime
+from node_agent.domain.run import Run, State
 from node_agent.errors import OutputTooLarge
 from node_agent.runtable import RunTable
 from node_agent.space import amount, seen_free, shortage
@@ -65,7 +66,7 @@ class SpaceWatch:
         runs: RunTable,
         folders: RunFolders,
         uses: DiskUses,
-        stop: Callable[[ContainerId], None],
+        runtime: Runtime,
         post: Callable[[Message], None],
         clock: Clock,
         free: Callable[[Path], int | None] = seen_free,
@@ -75,7 +76,7 @@ class SpaceWatch:
         self._runs = runs
         self._folders = folders
         self._uses = uses
-        self._stop = stop
+        self._runtime = runtime
         self._post = post
         self._clock = clock
         self._free = free
@@ -137,7 +138,8 @@ class SpaceWatch:
                 return
             self._ended = None
             return  # what it gave back counts at the next look
-        suspect = _most_suspect(self._suspects(running), is_critical=free < least // 2)
+        ranked = _by_suspicion(self._suspects(running), is_critical=free < least // 2)
+        suspect = next((suspect for suspect in ranked if self._works(suspect.run)), None)
         if suspect is None:
             return
         reason = _reason(suspect, free=free, least=least)
@@ -169,9 +171,14 @@ class SpaceWatch:
     def _end_unrecorded(self, run: Run, ended: _Ended) -> None:
         """End a run whose ending nobody can write down: a disk that is full to the last byte has to get space first."""
         if run.container is not None:
-            self._stop(run.container)
+            self._runtime.stop(run.container)
         self._folders.discard_work(run.id)
         self._post(SpaceTaken(run.id, ended.reason))
+
+    def _works(self, run: Run) -> bool:
+        """Check whether the container goes on: what an ended one leaves is about to be taken over and removed."""
+        report = None if run.container is None else self._runtime.inspect(run.container)
+        return report is not None and report.phase is Phase.RUNNING
 
     def _suspects(self, running: list[Run]) -> list[_Suspect]:
         return [_Suspect(run, self._use_of(run)) for run in running]
@@ -185,15 +192,18 @@ class SpaceWatch:
             return RunUse(total=0, grown=0, written=0, is_complete=False)
 
 
-def _most_suspect(suspects: list[_Suspect], *, is_critical: bool) -> _Suspect | None:
-    """Choose the run that grew most; when none did, only in need one that may have what cannot be seen, newest first."""
+def _by_suspicion(suspects: list[_Suspect], *, is_critical: bool) -> list[_Suspect]:
+    """Order the runs that may have to end: those that grew, most first; in need also, newest first, what cannot be seen."""
     grown = [suspect for suspect in suspects if suspect.use.grown >= NOTEWORTHY]
-    if grown:
-        return max(grown, key=lambda suspect: suspect.use.grown)
     hidden = [
-        suspect for suspect in suspects if suspect.use.written >= NOTEWORTHY or not suspect.use.is_complete
+        suspect
+        for suspect in suspects
+        if suspect not in grown and (suspect.use.written >= NOTEWORTHY or not suspect.use.is_complete)
     ]
-    return max(hidden, key=lambda suspect: suspect.run.id, default=None) if is_critical else None
+    return [
+        *sorted(grown, key=lambda suspect: suspect.use.grown, reverse=True),
+        *(sorted(hidden, key=lambda suspect: suspect.run.id, reverse=True) if is_critical else ()),
+    ]
 
 
 def _reason(suspect: _Suspect, *, free: int, least: int) -> str:

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from node_agent.diskuse import DiskUses
+from node_agent.domain.container import ContainerReport, Phase
 from node_agent.domain.diskuse import Held
 from node_agent.domain.messages import Message, SpaceFell, SpaceSeen, SpaceTaken
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State
@@ -51,6 +52,21 @@ class FoldersBook:
         self.discarded.append(job)
 
 
+@dataclass
+class EngineBook:
+    """Says that every container works, but for those that ended."""
+
+    ended: set[ContainerId] = field(default_factory=set)
+    stopped: list[ContainerId] = field(default_factory=list)
+
+    def inspect(self, container: ContainerId) -> ContainerReport:
+        phase = Phase.EXITED if container in self.ended else Phase.RUNNING
+        return ContainerReport(id=container, run_id=None, phase=phase)
+
+    def stop(self, container: ContainerId) -> None:
+        self.stopped.append(container)
+
+
 class Scene:
     """A watch with everything around it under the test's control."""
 
@@ -61,8 +77,9 @@ class Scene:
         self.clock = ManualClock()
         self.runs = RunTable()
         self.posted: list[Message] = []
-        self.stopped: list[ContainerId] = []
+        self.engine = EngineBook()
         folders: Any = self.folders
+        engine: Any = self.engine
         self.uses = DiskUses(lambda container, _pid: self.held.get(container, Held(is_complete=True)))
         self.watch = SpaceWatch(
             places=lambda: {"the state directory": STATE, "the engine": ENGINE},
@@ -70,7 +87,7 @@ class Scene:
             runs=self.runs,
             folders=folders,
             uses=self.uses,
-            stop=self.stopped.append,
+            runtime=engine,
             post=self.posted.append,
             clock=self.clock,
             free=self.free.__getitem__,
@@ -126,6 +143,19 @@ def test_what_was_there_at_the_beginning_of_a_run_is_not_its_growth(scene: Scene
     scene.run(2, used=30 * MIB)
     scene.look(free=99 * MIB)
     assert scene.taken == [2]
+
+
+def test_a_run_whose_container_ended_is_not_ended_again_for_what_it_left(scene: Scene) -> None:
+    scene.run(1, used=90 * MIB)
+    scene.run(2)
+    scene.engine.ended.update((ContainerId("c1"), ContainerId("c2")))
+    scene.held[ContainerId("c2")] = Held()
+    for free in (99, 1):
+        scene.look(free=free * MIB)
+    assert scene.taken == []
+    scene.run(3, used=2 * MIB)
+    scene.look(free=1 * MIB)
+    assert scene.taken == [3]
 
 
 def test_files_without_a_name_are_growth(scene: Scene) -> None:
@@ -188,7 +218,7 @@ def test_a_run_whose_end_cannot_be_written_down_gives_its_space_back_first(scene
     scene.look(free=99 * MIB)
     scene.clock.advance(RECORD_SECONDS)
     scene.look(free=90 * MIB)
-    assert scene.stopped == ["c1"]
+    assert scene.engine.stopped == ["c1"]
     assert scene.folders.discarded == [1]
     assert scene.taken == [1, 1]
 
