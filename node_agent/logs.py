@@ -112,7 +112,7 @@ EVENTS: Mapping[str, str] = {
     "result_stored": "The result of a run lies in the server's blob store; `blob` names it. The report follows.",
     "run_advanced": "A run moved to its next state.",
     "run_allowed": "The policy allows the run, on the content that will run; `rule` is the one that decided.",
-    "run_ended_for_space": "A disk is short of space, and this run has to end for it (`free`, `least`, `grown`, `written`).",
+    "run_ended_for_space": "The disk is short of space, this run has to end for it (`free`, `least`, `grown`, `written`).",
     "run_ending": "It is decided that and how a run ends; its container is stopped if it has one.",
     "run_ignored": "The server listed something that cannot be understood as a run.",
     "run_listed_after_its_end": "The server still lists a run that is over here.",
