@@ -92,7 +92,7 @@ def test_a_run_that_has_to_make_space_is_ended_while_it_works_and_not_otherwise(
 
 def test_space_that_falls_fast_has_every_running_run_looked_at(bench: Bench) -> None:
     bench.receive(1)
-    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, Wait({"announced": Status.ACTIVE}), Wait({}))
+    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, Wait({"announced": Status.ACTIVE}))
     assert bench.step_of(1) is None
     bench.tell(SpaceFell())
     assert bench.step_of(1) == "observe"
