@@ -4,8 +4,10 @@ import contextlib
 import gzip
 import hashlib
 import json
+import os
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ import pytest
 import requests
 from docker.errors import ImageNotFound
 
-from node_agent.domain.container import PinnedImage, PullBounds
+from node_agent.domain.container import Mount, PinnedImage, PullBounds
+from node_agent.domain.diskuse import Held
 from node_agent.errors import ImageMissing
+from node_agent.runtime.openfiles import held_on
 from node_agent.sandbox.researcher import Order, Researcher, RunSeen
-from tests.integration.machine import Machine
+from tests.integration.machine import USER, Machine
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
 from tests.lab.counting import nothing_is_left
@@ -141,7 +145,7 @@ def test_files_without_a_name_count_toward_the_limit_of_a_run() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("how", ["named", "unlinked", "in flight"])
+@pytest.mark.parametrize("how", ["named", "in flight"])
 def test_a_run_that_fills_the_disk_is_ended_and_its_neighbour_goes_on(small_disk: Path, how: str) -> None:
     """Tries to fill the disk within generous limits, also with files that no table of open files shows."""
     limits = {"tmp_size": "1GiB", "output_size": "1GiB", "min_free_disk": "200MiB"}
@@ -153,6 +157,48 @@ def test_a_run_that_fills_the_disk_is_ended_and_its_neighbour_goes_on(small_disk
         assert "limits.min_free_disk" in run.log
         assert site.ended(neighbour).status == "completed"
         eventually(lambda: nothing_is_left(site.agent), within=PATIENCE, what="nothing left")
+
+
+KEEP_UNNAMED = """\
+import os, time
+kept = os.open("/mnt/tmp/x", os.O_CREAT | os.O_RDWR)
+os.unlink("/mnt/tmp/x")
+os.write(kept, b"x" * 2**20)
+time.sleep(60)
+"""
+
+
+@pytest.mark.engine
+def test_an_agent_without_rights_sees_the_open_files_of_its_own_user_and_no_others(place: Machine) -> None:
+    """Tries to hide files from the unprivileged service, whose containers run as its own user."""
+    uid, gid = USER
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        os.chown(folder, uid, gid)
+        container = place.start(1, KEEP_UNNAMED, mounts=(Mount(name, "/mnt/tmp", read_only=False),))
+        report = place.engine.inspect(container)
+        assert report is not None
+        assert report.pid is not None
+        eventually(
+            lambda: held_on(folder, container, pid=report.pid).unnamed >= MIB,
+            within=PATIENCE,
+            what="a file without a name",
+        )
+        folder.chmod(0o755)
+        assert seen_by(uid, folder, container, report.pid).unnamed >= MIB
+        assert seen_by(uid, folder, container, None).is_complete
+        assert not seen_by(uid + 1, folder, container, report.pid).is_complete
+        place.engine.remove(container)
+
+
+def seen_by(uid: int, folder: Path, container: str, pid: int | None) -> Held:
+    os.setegid(USER[1])
+    os.seteuid(uid)
+    try:
+        return held_on(folder, container, pid=pid)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 # --- images -------------------------------------------------------------------------------------------------------
