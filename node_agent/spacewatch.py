@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 LOOK_SECONDS: Final = 1.0
 CLOSE_LOOK_SECONDS: Final = 0.25
-"""While space falls fast, or is short."""
+"""While any algorithm works: a look costs microseconds, and a disk takes a gigabyte in a second."""
 FALL: Final = 64 * 2**20
 """With so many bytes less than before, the limits of all running runs are looked at again."""
 PATIENCE_SECONDS: Final = 10.0
@@ -109,13 +109,12 @@ class SpaceWatch:
         free = self._free(next(iter(places.values())))
         if free is None:
             return LOOK_SECONDS
-        fell = self._fell(free)
-        if fell and running:
+        if self._fell(free) and running:
             self._post(SpaceFell())
         if free < least:
             self._relieve(free, least, running)
         self._uses.forget_all_but({run.id for run in running})
-        return CLOSE_LOOK_SECONDS if running and (fell or free < least) else LOOK_SECONDS
+        return CLOSE_LOOK_SECONDS if running else LOOK_SECONDS
 
     def _tell(self, found: str) -> None:
         if found != self._told:
