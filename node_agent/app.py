@@ -441,7 +441,7 @@ class Application:
         _in_background(self._site.namespaces.serve_forever, name="namespaces")
         # once before the first turn: nothing may begin on a disk nobody has looked at
         space = self._space_watch()
-        space.look()
+        space.look_safely()
         _in_background(space.serve_forever, name="space")
         _in_background(self._find_node_facts, name="columns")
         if self._compute is not None:

@@ -111,7 +111,10 @@ class SpaceWatch:
             return LOOK_SECONDS
         if self._fell(free) and running:
             self._post(SpaceFell())
-        if free < least:
+        if self._ended is not None:
+            if not self._is_awaited(self._ended, free, least):
+                self._ended = None  # what it gave back counts at the next look
+        elif free < least:
             self._relieve(free, least, running)
         self._uses.forget_all_but({run.id for run in running})
         return CLOSE_LOOK_SECONDS if running else LOOK_SECONDS
@@ -131,12 +134,7 @@ class SpaceWatch:
     # --- while space is short -----------------------------------------------------------------------------------
 
     def _relieve(self, free: int, least: int, running: list[Run]) -> None:
-        """End one run, unless the space of the last one is still awaited."""
-        if self._ended is not None:
-            if self._is_awaited(self._ended, free, least):
-                return
-            self._ended = None
-            return  # what it gave back counts at the next look
+        """End the one run that is most to blame."""
         ranked = _by_suspicion(self._suspects(running), is_critical=free < least // 2)
         suspect = next((suspect for suspect in ranked if self._works(suspect.run)), None)
         if suspect is None:
@@ -159,9 +157,10 @@ class SpaceWatch:
             self._give_job_folder_back(ended.run)
             return False
         waited = self._clock.monotonic() - ended.at
-        if now.ending is None and waited >= RECORD_SECONDS:
+        if now.state is State.RUNNING and now.ending is None and waited >= RECORD_SECONDS:
             self._end_unrecorded(now, ended)
-        return waited < PATIENCE_SECONDS and free > ended.free - least // 4
+        is_falling = free < least and free <= ended.free - least // 4
+        return waited < PATIENCE_SECONDS and not is_falling
 
     def _give_job_folder_back(self, run: Run) -> None:
         if not self._runs.job_goes_on(run.task.job):

@@ -189,6 +189,16 @@ def test_one_run_after_the_other_is_ended_until_there_is_space(scene: Scene) -> 
     assert scene.taken == [1, 2]
 
 
+def test_the_folder_of_a_job_is_given_back_also_when_there_is_space_again(scene: Scene) -> None:
+    first = scene.run(1, used=90 * MIB)
+    scene.look(free=99 * MIB)
+    scene.look(free=1000 * MIB)
+    scene.runs.keep(replace(first, state=State.FINISHED, outcome=Outcome.OUTPUT_TOO_LARGE))
+    for _ in range(2):
+        scene.look(free=1000 * MIB)
+    assert scene.folders.discarded == [first.task.job]
+
+
 def test_the_folder_of_a_job_stays_while_a_run_of_it_goes_on(scene: Scene) -> None:
     first = scene.run(1, used=90 * MIB)
     scene.run(2)
