@@ -23,14 +23,14 @@ from node_agent.domain.diskuse import Held
 from node_agent.errors import ImageMissing
 from node_agent.runtime.openfiles import held_on
 from node_agent.sandbox.researcher import Order, Researcher, RunSeen
-from tests.integration.machine import USER, Machine
+from tests.integration.machine import USER, EngineError, Machine, machine
 from tests.interop.stage import eventually
 from tests.lab.agents import AgentProcess
 from tests.lab.counting import nothing_is_left
 from tests.lab.images import script_image
 from tests.lab.registry import registry
 from tests.lab.sandbox import SandboxLab
-from tests.parts import engine_client
+from tests.parts import engine_client, or_missing
 
 MIB = 2**20
 PATIENCE = 60.0
@@ -115,6 +115,13 @@ def site_on(state_dir: Path | None, settings: Mapping[str, Any]) -> Iterator[Sit
         )
         agent.state_dir = state_dir or agent.state_dir
         yield Site(lab, stack.enter_context(agent), image)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Machine]:
+    """An engine with what belongs to one agent."""
+    with or_missing(EngineError), machine(f"disk-{os.getpid()}") as made:
+        yield made
 
 
 @pytest.fixture
