@@ -32,7 +32,9 @@ from node_agent.domain.messages import (
     RunsListed,
     ServerOffline,
     ServerOnline,
+    SpaceFell,
     SpaceSeen,
+    SpaceTaken,
     StepDone,
     StopAsked,
     StopKind,
@@ -206,6 +208,8 @@ class Agent:
             EngineWatched: self._on_engine_watched,
             EngineLost: self._on_engine_lost,
             SpaceSeen: self._on_space_seen,
+            SpaceFell: self._on_space_fell,
+            SpaceTaken: self._on_space_taken,
             SubtaskCreated: self._on_subtask_created,
             PullProgressed: self._on_pull_progressed,
             StepDone: self._progress.step_done,
@@ -351,6 +355,14 @@ class Agent:
 
     def _on_space_seen(self, message: SpaceSeen) -> None:
         self._room.hold(Cause.DISK, message.shortage)
+
+    def _on_space_fell(self, _: SpaceFell) -> None:
+        self._look_at_running()
+
+    def _on_space_taken(self, message: SpaceTaken) -> None:
+        run = self._runs.get(message.run_id)
+        if run is not None and run.state is State.RUNNING:
+            self._progress.end(run, Outcome.OUTPUT_TOO_LARGE, message.reason)
 
     def _on_subtask_created(self, message: SubtaskCreated) -> None:
         run = self._runs.get(message.run_id)

@@ -32,6 +32,7 @@ from node_agent.contracts import Vantage6Contract
 from node_agent.databases.access import fault_of, this_agent
 from node_agent.databases.catalog import Catalog
 from node_agent.databases.probe import node_facts, read_columns
+from node_agent.diskuse import DiskUses
 from node_agent.domain.container import PinnedImage, PullProgress
 from node_agent.domain.keeping import PulledImage
 from node_agent.domain.messages import (
@@ -43,7 +44,6 @@ from node_agent.domain.messages import (
     Message,
     NodeFactsReady,
     PullProgressed,
-    SpaceSeen,
     StopAsked,
     SubtaskCreated,
     SweepDone,
@@ -74,12 +74,14 @@ from node_agent.pruning import sweep_of
 from node_agent.reloading import NewSettings, read_again
 from node_agent.runtable import RunTable
 from node_agent.runtime.host import host_of
+from node_agent.runtime.openfiles import held_on
 from node_agent.server.client import HttpServer
 from node_agent.server.listener import SocketListener
 from node_agent.server.login import Login
 from node_agent.server.stores import HttpStores, open_exchange_for
 from node_agent.site import Site
-from node_agent.space import bounds_of, places_of, shortage
+from node_agent.space import bounds_of, places_of, seen_free
+from node_agent.spacewatch import SpaceWatch
 from node_agent.stepports import Ports, PortsOf, StepSettings
 from node_agent.store import presence
 from node_agent.store.journal import SqliteJournal
@@ -103,7 +105,6 @@ AROUND_BODY = 1 << 20
 BODIES_ON_DISK = 8
 """So many of the largest bodies may be on their way through the proxy; one researcher may have half of them."""
 WATCH_AGAIN_SECONDS = 2.0
-SPACE_SECONDS = 2.0
 LATE_FAREWELL_SECONDS = 1.5
 LAST_PAUSE_SECONDS = 3.0
 """So soon is tried again, before the start, what does not work yet."""
@@ -181,7 +182,6 @@ class Application:
         self._started_at = self._clock.now()
         self._notifier = service.notifier(os.environ)
         self._node_name = ""
-        self._shortage = ""
         self._presence = presence.PresenceFile(settings.state_dir)
         self._runs = RunTable()
         self._company = Company()
@@ -200,6 +200,7 @@ class Application:
             keep_seconds=settings.keep.folders,
         )
         _warn_of_one_user(settings)
+        self._uses = DiskUses(lambda container, pid: held_on(settings.state_dir / "runs", container, pid=pid))
         self._catalog = Catalog(settings.databases, agent=this_agent(), groups=settings.container_groups)
         self._site = Site.of(settings)
         self._gates = gates_of(settings, self._site, asked=self._runs.asks_for)
@@ -317,6 +318,8 @@ class Application:
             pulled=self._note_pull,
             seal=None if self._key is None else EnvelopeSeal(self._server.keys.of),
             tokens=EarlyTokens(),
+            uses=self._uses,
+            free_for_images=self._free_for_images,
         )
         self._compute = self._compute_service()
         self._pool = StepPool(
@@ -451,8 +454,9 @@ class Application:
         _in_background(self._watch_engine, name="engine-events")
         _in_background(self._site.namespaces.serve_forever, name="namespaces")
         # once before the first turn: nothing may begin on a disk nobody has looked at
-        self._look_at_space()
-        _in_background(self._watch_space, name="space")
+        space = self._space_watch()
+        space.look_safely()
+        _in_background(space.serve_forever, name="space")
         _in_background(self._find_node_facts, name="columns")
         if self._compute is not None:
             self._compute.start()
@@ -521,17 +525,20 @@ class Application:
                 self._post(EngineLost(str(error)))
             time.sleep(WATCH_AGAIN_SECONDS)
 
-    def _watch_space(self) -> None:
-        while True:
-            time.sleep(SPACE_SECONDS)
-            self._look_at_space()
+    def _free_for_images(self) -> int | None:
+        return None if self._host.data_root is None else seen_free(self._host.data_root)
 
-    def _look_at_space(self) -> None:
-        places = places_of(self._settings.state_dir, self._host.data_root)
-        found = shortage(places, least=self._settings.limits.min_free_disk)
-        if found != self._shortage:
-            self._shortage = found
-            self._post(SpaceSeen(found))
+    def _space_watch(self) -> SpaceWatch:
+        return SpaceWatch(
+            places=lambda: places_of(self._settings.state_dir, self._host.data_root),
+            least=lambda: self._settings.limits.min_free_disk,
+            runs=self._runs,
+            folders=self._folders,
+            uses=self._uses,
+            runtime=self._site.engine,
+            post=self._post,
+            clock=self._clock,
+        )
 
     def _find_node_facts(self) -> None:
         if not self._settings.share.node_facts:
@@ -637,6 +644,8 @@ def _step_settings(settings: Settings, *, log_mask: LogMask, node_id: int) -> St
         disk_size=settings.limits.output_size + settings.limits.tmp_size,
         run_time=settings.limits.run_time,
         registry_patience=REGISTRY_PATIENCE_SECONDS,
+        max_image_size=settings.images.max_size,
+        min_free_disk=settings.limits.min_free_disk,
         proxy_port=settings.network.proxy_port,
         egress_port=settings.egress_port,
         entrances=settings.entrances,

@@ -39,6 +39,15 @@ class RunTable:
         run = self._runs.get(run_id)
         return run is not None and run.ending is None
 
+    def running(self) -> list[Run]:
+        """List the runs whose algorithm works and is to go on."""
+        begun = list(self._begun.values())
+        return [run for run in begun if run.state is State.RUNNING and run.ending is None]
+
+    def job_goes_on(self, job: JobKey) -> bool:
+        """Check whether any run of the job may still use the job's folder."""
+        return any(run.task.job == job and run.state < State.FINISHED for run in list(self._runs.values()))
+
     def job_is_open(self, job: JobKey) -> bool:
         """Tell whether any open run belongs to the job."""
         return any(run.task.job == job for run in list(self._runs.values()))

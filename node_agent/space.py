@@ -3,7 +3,7 @@
 Must not know runs, nor what waits for room.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from node_agent.config import LimitsSection
@@ -40,23 +40,25 @@ def places_of(state_dir: Path, data_root: Path | None) -> Mapping[str, Path]:
     return {"the state directory": state_dir} | ({"the engine": data_root} if data_root else {})
 
 
-def shortage(places: Mapping[str, Path], *, least: int) -> str:
-    """Say which place has less than *least* bytes of room; empty when none has."""
-    for what, path in places.items():
-        free = _seen(path)
-        if free is not None and free < least:
-            return (
-                f"{what} has {_amount(free)} of disk left, limits.min_free_disk is {_amount(least)} ({path})"
-            )
-    return ""
-
-
-def _seen(path: Path) -> int | None:
+def seen_free(path: Path) -> int | None:
+    """Return the free bytes where *path* lies; None when that cannot be seen."""
     try:
         return free_bytes(path)
     except OSError:
         return None  # whoever needs the place says in words of its own what is wrong with it
 
 
-def _amount(size: int) -> str:
+def shortage(
+    places: Mapping[str, Path], *, least: int, free: Callable[[Path], int | None] = seen_free
+) -> str:
+    """Return which place has less than *least* bytes free, in words; empty when none has."""
+    for what, path in places.items():
+        left = free(path)
+        if left is not None and left < least:
+            return f"{what} has {amount(left)} of disk left, limits.min_free_disk is {amount(least)} ({path})"
+    return ""
+
+
+def amount(size: int) -> str:
+    """Write a number of bytes the way a person reads it."""
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from node_agent.admission import Admission
+from node_agent.diskuse import DiskUses
 from node_agent.domain.container import (
     ContainerLimits,
     Extras,
@@ -39,6 +40,10 @@ class StepSettings:
     disk_size: int
     """What a run and its job's temporary folder may take together while it runs."""
     run_time: float
+    max_image_size: int | None = None
+    """What an image may take unpacked; None: anything."""
+    min_free_disk: int = 0
+    """What a pull leaves free on the engine's disk."""
     registry_patience: float
     """How long a silent registry is asked again before the run fails."""
     proxy_port: int
@@ -113,6 +118,9 @@ class Ports:
     seal: Seal | None = None
     """None: the collaboration is not encrypted."""
     tokens: EarlyTokens = field(default_factory=EarlyTokens)
+    free_for_images: Callable[[], int | None] = lambda: None
+    """Return the free bytes of the disk where the engine keeps images; None when that cannot be seen."""
+    uses: DiskUses = field(default_factory=DiskUses)
 
 
 PortsOf = Callable[[Run], Ports]

@@ -18,6 +18,7 @@ from node_agent.domain.container import (
     ContainerSpec,
     Phase,
     PinnedImage,
+    PullBounds,
     PullPolicy,
     Relaxation,
     run_container_name,
@@ -124,6 +125,11 @@ def _image(run: Run, ports: Ports) -> PinnedImage:
         wanted=lambda: ports.wanted(run.id),
         progress=lambda progress: ports.progress(run.id, progress),
         here=local,
+        bounds=PullBounds(
+            max_size=ports.settings.max_image_size,
+            least_free=ports.settings.min_free_disk,
+            free=ports.free_for_images,
+        ),
     )
     if pulled.is_new:
         ports.pulled(reference, pulled)
@@ -251,7 +257,7 @@ def _check_limits(run: Run, report: ContainerReport, ports: Ports) -> None:
                 f"this node allows {ports.settings.run_time:.0f} (limits.run_time).{while_paused(report)}"
             )
         )
-    used = ports.folders.used_bytes(run.id, run.task.job)
+    used = ports.uses.measured(run, ports.folders, pid=report.pid, running_for=running_for).total
     if used > ports.settings.disk_size:
         raise OutputTooLarge(
             ports.settings.spoken(
@@ -349,6 +355,9 @@ def stop(run: Run, ports: Ports) -> StepResult:
         if run.state >= State.RUNNING:
             raise
         log_of(run).warning("container_left_behind", reason=str(error))
+    if run.ending is Outcome.OUTPUT_TOO_LARGE:
+        # the report may have to wait for the server; the disk cannot
+        ports.folders.discard_work(run.id)
     if run.state is State.RUNNING and run.ending is not Outcome.CLOSED:
         _capture_log(run, ports)
     return Advance(State.FINISHED, {"outcome": run.ending, "finished_at": ports.clock.now()})

@@ -70,6 +70,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "Docker's own `config.json`, for registries that are not listed above: its logins, identity "
             "tokens and credential helpers."
         ),
+        "images.max_size": (
+            "Largest image that is pulled, unpacked. A pull is also called off when it leaves less than "
+            "`limits.min_free_disk` on the engine's disk."
+        ),
         "images.keep": "How long an image that this agent pulled stays without being used.",
         "images.disk_pressure": (
             "When the engine's disk is fuller, unused images that this agent pulled go earlier, the "
@@ -91,7 +95,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "limits.log_size": "Log of a run that is kept and sent: its beginning and its end.",
         "limits.min_free_disk": (
             "With less space free where the state directory is, or where the engine keeps its images on "
-            "this machine, no further run begins."
+            "this machine, no further run begins; a pull is called off; and where it is the state directory, "
+            "the runs that filled it most are ended, one after the other."
         ),
         "limits.pull_time": (
             "How long it may take until a run's input and image are here. Time in which the server is "

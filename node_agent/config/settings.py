@@ -70,6 +70,8 @@ class ImageSettings:
     pull: PullPolicy = PullPolicy.ALWAYS
     registries: tuple[RegistryLogin, ...] = ()
     docker_config: Path | None = None
+    max_size: int = 20 * 2**30
+    """Bytes that an image may have unpacked, to be pulled."""
     keep: int = 30 * 86_400
     """Seconds that an image this agent pulled stays without being used."""
     disk_pressure: int = 85
@@ -331,6 +333,7 @@ def _images(shape: Shape) -> ImageSettings:
         pull=shape.images.pull,
         registries=tuple(logins),
         docker_config=shape.images.docker_config,
+        max_size=shape.images.max_size,
         keep=shape.images.keep,
         disk_pressure=shape.images.disk_pressure,
     )

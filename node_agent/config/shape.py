@@ -249,6 +249,7 @@ class ImagesSection(Section):
     pull: Annotated[PullPolicy, one_of(PullPolicy)] = PullPolicy.ALWAYS
     registries: Annotated[tuple[RegistrySection, ...], AsTuple] = ()
     docker_config: AbsolutePath | None = None
+    max_size: Annotated[Size, Field(ge=MIB, le=64 * TIB)] = 20 * GIB
     keep: Annotated[Duration, Field(ge=0, le=3650 * DAY)] = 30 * DAY
     disk_pressure: Annotated[Percent, Field(ge=1, le=100)] = 85
 

@@ -1,6 +1,6 @@
 """What a container of ours is asked to be, and what the engine says it is; the words of no particular engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -127,6 +127,8 @@ class ContainerReport:
     started_at: float | None = None
     finished_at: float | None = None
     error: str = ""
+    pid: int | None = None
+    """Its first process, as numbered where the engine is; None when it does not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,21 @@ class NetworkFacts:
     subnet: str
     gateway: str
     """Address of the host in the network; the proxy listens here and nowhere else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullBounds:
+    """What a pull may take of the disk where the engine keeps images; the defaults bound nothing."""
+
+    max_size: int | None = None
+    """Bytes of the unpacked image."""
+    least_free: int = 0
+    """Bytes that stay free."""
+    free: Callable[[], int | None] = lambda: None
+    """Return the free bytes of that disk; None when it cannot be seen from here."""
+
+
+UNBOUNDED = PullBounds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,6 +99,19 @@ class SpaceSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class SpaceFell:
+    """The free space under the runs' folders fell fast: one of the runs may be past its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceTaken:
+    """The free space under the runs' folders is short, and this run has to end for it."""
+
+    run_id: RunId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SubtaskCreated:
     """A run created a subtask through the proxy."""
 
@@ -197,6 +210,8 @@ Message = (
     | EngineWatched
     | EngineLost
     | SpaceSeen
+    | SpaceFell
+    | SpaceTaken
     | SubtaskCreated
     | PullProgressed
     | StepDone

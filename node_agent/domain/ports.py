@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from node_agent.domain.container import (
+    UNBOUNDED,
     ContainerReport,
     ContainerSpec,
     NetworkFacts,
     PinnedImage,
+    PullBounds,
     PullProgress,
 )
 from node_agent.domain.database import Database
@@ -269,9 +271,11 @@ class Runtime(Protocol):
         wanted: Callable[[], bool],
         progress: Callable[[PullProgress], None],
         here: PinnedImage | None = None,
+        bounds: PullBounds = UNBOUNDED,
     ) -> PinnedImage:
         """Pull an image and verify what arrived. Raises RegistryUnreachable, ImageMissing, RunClosed.
 
+        A pull beyond *bounds* is called off with ImageMissing, and what it brought is removed.
         *wanted* is asked between the lines of progress; when it says no, the pull ends with RunClosed. *here* is what was
         just found under the same name on this machine: nothing of it is asked for again.
         """
@@ -458,6 +462,12 @@ class RunFolders(Protocol):
 
     def used_bytes(self, run_id: RunId, job: JobKey) -> int:
         """Return how much disk the run and its job use now. Raises OutputTooLarge where nobody could count it."""
+
+    def discard_work(self, run_id: RunId) -> None:
+        """Delete what the algorithm could write to; what was taken over from it stays. Already gone is fine."""
+
+    def discard_job(self, job: JobKey) -> None:
+        """Delete the temporary folder of a job that no run uses, at once for whoever makes it anew."""
 
     def free_bytes(self) -> int:
         """Say how much disk may still be written."""

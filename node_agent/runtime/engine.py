@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, BinaryIO
@@ -16,11 +17,13 @@ from docker import APIClient
 from docker.errors import APIError, NotFound
 
 from node_agent.domain.container import (
+    UNBOUNDED,
     ContainerReport,
     ContainerSpec,
     NetworkFacts,
     Phase,
     PinnedImage,
+    PullBounds,
     PullProgress,
     run_container_name,
 )
@@ -42,10 +45,11 @@ from node_agent.runtime import podman
 from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.endings import with_its_end
 from node_agent.runtime.logcut import copy_cut
-from node_agent.runtime.logfollow import entries_after, follow_parameters, frames_of
+from node_agent.runtime.logfollow import blocks_of, entries_after, follow_parameters, frames_of
 from node_agent.runtime.namespaces import Namespaces
 from node_agent.runtime.network import bridge_is_here
 from node_agent.runtime.pulling import (
+    PullGuard,
     PullStory,
     exact_reference,
     known_digest,
@@ -162,14 +166,18 @@ class DockerEngine:
         wanted: Callable[[], bool],
         progress: Callable[[PullProgress], None],
         here: PinnedImage | None = None,
+        bounds: PullBounds = UNBOUNDED,
     ) -> PinnedImage:
         """Pull an image, tell how far it is about twice a second, and verify what arrived."""
         image = _parsed(reference)
         story = PullStory(reference)
+        guard = PullGuard(reference, bounds)
 
         def look_up() -> None:
             if not wanted():
                 raise RunClosed(f"The pull of {reference} was called off.")
+            if story.has_fetched:  # to find that everything is here takes nothing
+                guard.check(story.progress)
             progress(story.progress)
 
         look_up()
@@ -192,7 +200,25 @@ class DockerEngine:
                 return here
             pulled = self._verified(image, story.digest)
             is_new = story.has_fetched if before is None else pulled.image_id not in before
+            if is_new:
+                self._refuse_if_too_large(image, pulled, guard, here)
             return replace(pulled, is_new=is_new)
+
+    def _refuse_if_too_large(
+        self, image: ImageName, pulled: PinnedImage, guard: PullGuard, here: PinnedImage | None
+    ) -> None:
+        """Remove an image that was just pulled and is too large; its name means again what it meant before."""
+        with self._looking_up, self._connection.client() as client:
+            found = self._image(client, pulled.image_id)
+            try:
+                guard.check_size(int(found.get("Size") or 0))
+            except ImageMissing:
+                if here is not None and image.digest is None:
+                    client.tag(here.image_id, image.name, image.tag or "latest")
+                # it was on this machine under no name before: all its names are of this pull
+                with suppress(APIError):  # in use already by somebody who looked it up meanwhile
+                    client.remove_image(pulled.image_id, force=True)
+                raise
 
     def _images_before(self, here: PinnedImage | None) -> frozenset[str] | None:
         """List all images, unless the pull shows by itself that what it brings was not on this machine.
@@ -395,7 +421,7 @@ class DockerEngine:
             with response:
                 if response.status_code != _NOT_FOUND:
                     response.raise_for_status()
-                    copy_cut(mask(frames_of(response.raw)), into, limit=limit)
+                    copy_cut(mask(blocks_of(response.raw)), into, limit=limit)
 
     def follow_log(self, container: ContainerId, *, since: str) -> Generator[LogEntry, None, None]:
         """Yield what the container writes after *since*, as it happens, until it ends."""

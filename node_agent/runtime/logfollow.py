@@ -1,6 +1,6 @@
-"""A container's log while it is written: entries with the engine's own time stamps, none of them twice.
+"""The engine's stream of a container's log, taken apart: entry by entry with time stamps, none twice, or as a whole.
 
-Owns the form of these stamps. Must not know where the bytes come from or where they go.
+Owns the form of frames and stamps. Must not know where the bytes come from or where they go.
 """
 
 import struct
@@ -11,6 +11,8 @@ from node_agent.domain.runlogs import LogEntry
 from node_agent.runtime.reading import seconds_of
 
 _HEAD: Final = struct.Struct(">4xL")
+_LENGTH: Final = _HEAD.unpack_from
+_BLOCK: Final = 256 * 1024
 _LARGEST_FRAME: Final = 16 * 2**20
 """More than any engine sends in one go: whatever says so is no frame."""
 _STAMP_ROOM: Final = 64
@@ -37,6 +39,35 @@ def frames_of(stream: Readable) -> Iterator[bytes]:
     while len(head := stream.read(_HEAD.size)) == _HEAD.size:
         (length,) = _HEAD.unpack(head)
         yield stream.read(min(length, _LARGEST_FRAME))
+
+
+def blocks_of(stream: Readable) -> Iterator[bytes]:
+    """Return what was written, in order, many frames at once: a log of short lines has millions of them.
+
+    Each block is waited for until it is full, so that this is for a log that is complete.
+    """
+    rest = b""
+    while block := stream.read(_BLOCK):
+        contents, rest = _contents(rest + block)
+        if contents:
+            yield contents
+    # the stream was cut off within a frame
+    if rest[_HEAD.size :]:
+        yield rest[_HEAD.size :]
+
+
+def _contents(block: bytes) -> tuple[bytes, bytes]:
+    """Part a block into the contents of its complete frames, and what is left."""
+    found: list[bytes] = []
+    at, end = 0, len(block) - _HEAD.size
+    while at <= end:
+        begin = at + _HEAD.size
+        behind = begin + min(_LENGTH(block, at)[0], _LARGEST_FRAME)
+        if behind > len(block):
+            break
+        found.append(block[begin:behind])
+        at = behind
+    return b"".join(found), block[at:]
 
 
 def entries_after(since: str, frames: Iterable[bytes]) -> Iterator[LogEntry]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node_agent.domain.container import PullProgress
+from node_agent.domain.container import PullBounds, PullProgress
 from node_agent.domain.policy import DIGEST, ImageName
 from node_agent.errors import EngineDiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
 from node_agent.runtime.connection import one_line, readable
@@ -155,6 +155,44 @@ def _complaint(said: dict[str, Any]) -> str:
     detail = said.get("errorDetail")
     text = detail.get("message") if isinstance(detail, dict) else None
     return str(text or said.get("error") or "no reason given")
+
+
+class PullGuard:
+    """Calls a pull off that takes more of the disk than it may."""
+
+    def __init__(self, reference: str, bounds: PullBounds) -> None:
+        self._reference = reference
+        self._bounds = bounds
+        self._free_at_first = bounds.free()
+
+    def check(self, progress: PullProgress) -> None:
+        """Check a pull that goes on. Raises ImageMissing."""
+        # no engine says how large a layer becomes: what is known is its packed size, and what the disk loses
+        self.check_size(progress.total)
+        free = self._bounds.free()
+        if free is None:
+            return
+        if free < self._bounds.least_free:
+            raise ImageMissing(
+                f"The pull of {self._reference} was called off: it left {free:,} bytes on the disk of this node's "
+                f"engine, where {self._bounds.least_free:,} stay free (limits.min_free_disk).",
+                hint=_SMALLER,
+            )
+        if self._free_at_first is not None:
+            # the packed layers lie beside the unpacked ones for a while
+            self.check_size(self._free_at_first - free - progress.total)
+
+    def check_size(self, size: int) -> None:
+        """Check the size of what came, or a size that it has at least. Raises ImageMissing."""
+        if self._bounds.max_size is not None and size > self._bounds.max_size:
+            raise ImageMissing(
+                f"The image {self._reference} is too large for this node: it takes {size:,} bytes or more, and "
+                f"{self._bounds.max_size:,} are allowed (images.max_size).",
+                hint=_SMALLER,
+            )
+
+
+_SMALLER = "Make the image smaller, or ask the owner of the node."
 
 
 def verified_digest(image: ImageName, announced: str | None, repo_digests: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ def report_of(found: Mapping[str, Any]) -> ContainerReport:
         started_at=started_at,
         finished_at=finished_at if ended else None,
         error=one_line(str(state.get("Error") or "")),
+        pid=int(state.get("Pid") or 0) or None,
     )
 
 

@@ -214,6 +214,19 @@ class DiskRunFolders:
         """Return how much disk the run and its job use now. Raises OutputTooLarge where nobody could count it."""
         return tree_size(self._folder(run_id)) + tree_size(self._jobs / job)
 
+    def discard_work(self, run_id: RunId) -> None:
+        """Delete what the algorithm could write to; what was taken over from it stays. Already gone is fine."""
+        _remove(self._mount(run_id))
+
+    def discard_job(self, job: JobKey) -> None:
+        """Delete the temporary folder of a job that no run uses, at once for whoever makes it anew."""
+        # a name that the sweep knows as that of a job's folder, in case this ends in the middle
+        aside = self._jobs / f"{job}-{time.time_ns()}"
+        with suppress(FileNotFoundError), disk_errors():
+            (self._jobs / job).rename(aside)
+        _remove(aside)
+        self._users.release_job(job)
+
     @contextmanager
     def log_file(self, run_id: RunId) -> Iterator[BinaryIO]:
         """Open the run's log for writing, from its beginning; it counts, and is on the disk, when all went well."""
@@ -312,7 +325,7 @@ class DiskRunFolders:
     def _put_aside(self, run_id: RunId) -> None:
         folder = self._folder(run_id)
         # what the algorithm could write to, the token among it, is not kept
-        _remove(folder / "mount")
+        _remove(self._mount(run_id))
         with suppress(FileNotFoundError), disk_errors():
             self._kept.mkdir(mode=0o700, exist_ok=True)
             os.utime(folder)

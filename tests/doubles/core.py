@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from node_agent.domain.container import (
+    UNBOUNDED,
     ContainerReport,
     ContainerSpec,
     EndedBy,
     Mount,
     Phase,
     PinnedImage,
+    PullBounds,
     PullProgress,
 )
 from node_agent.domain.contract import DATA_FOLDER, task_folder
@@ -391,8 +393,9 @@ class EngineBook:
         wanted: Callable[[], bool],
         progress: Callable[[PullProgress], None],
         here: PinnedImage | None = None,
+        bounds: PullBounds = UNBOUNDED,
     ) -> PinnedImage:
-        del here
+        del here, bounds
         self.faults.meet("pull_image")
         if self.registry_away:
             raise RegistryUnreachable("The registry does not answer.")

@@ -13,11 +13,13 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from node_agent.domain.container import (
+    UNBOUNDED,
     ContainerReport,
     ContainerSpec,
     NetworkFacts,
     Phase,
     PinnedImage,
+    PullBounds,
     PullProgress,
     run_container_name,
 )
@@ -138,8 +140,9 @@ class FakeRuntime:
         wanted: Callable[[], bool],
         progress: Callable[[PullProgress], None],
         here: PinnedImage | None = None,
+        bounds: PullBounds = UNBOUNDED,
     ) -> PinnedImage:
-        del here
+        del here, bounds
         self.pulled.append(reference)
         if not wanted():
             raise RunClosed(f"The pull of {reference} was called off.")

@@ -23,6 +23,7 @@ LOOP = {
     "clocks",
     "company",
     "contracts",
+    "diskuse",
     "earlytokens",
     "housekeeping",
     "inputs",
@@ -62,6 +63,7 @@ TOP = {
     "screen",
     "site",
     "space",
+    "spacewatch",
     "__main__",
 }
 APART = {"sandbox", "compute"}

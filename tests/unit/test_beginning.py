@@ -12,13 +12,15 @@ from structlog.testing import capture_logs
 from node_agent import space
 from node_agent.agent import PHASE_SECONDS, PLACES_SHOWN, Agent, Hands
 from node_agent.config import LimitsSection
-from node_agent.domain.lifecycle import Advance
+from node_agent.domain.lifecycle import Advance, Wait
 from node_agent.domain.messages import (
     EngineLost,
     EngineWatched,
     Message,
     RunsListed,
+    SpaceFell,
     SpaceSeen,
+    SpaceTaken,
     StepDone,
     SubtaskCreated,
 )
@@ -76,6 +78,24 @@ def test_what_began_goes_on_while_a_disk_is_short(bench: Bench) -> None:
     bench.tell(SpaceSeen("only 3 MiB of disk are free"))
     bench.succeed(1, ADMITTED)
     assert bench.step_of(1) == "pull"
+
+
+def test_a_run_that_has_to_make_space_is_ended_while_it_works_and_not_otherwise(bench: Bench) -> None:
+    bench.receive(1)
+    bench.tell(SpaceTaken(RunId(1), "it filled the disk"), SpaceTaken(RunId(9), "it is not here"))
+    assert bench.runs[RunId(1)].ending is None
+    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING)
+    bench.tell(SpaceTaken(RunId(1), "it filled the disk"))
+    run = bench.runs[RunId(1)]
+    assert (run.ending, run.reason) == (Outcome.OUTPUT_TOO_LARGE, "it filled the disk")
+
+
+def test_space_that_falls_fast_has_every_running_run_looked_at(bench: Bench) -> None:
+    bench.receive(1)
+    bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING, Wait({"announced": Status.ACTIVE}))
+    assert bench.step_of(1) is None
+    bench.tell(SpaceFell())
+    assert bench.step_of(1) == "observe"
 
 
 def test_nothing_is_claimed_while_the_engine_is_away(bench: Bench) -> None:

@@ -522,6 +522,25 @@ def test_what_is_gone_is_removed_already(folders: DiskRunFolders) -> None:
     folders.remove_job(JOB)
 
 
+def test_the_work_of_a_run_is_discarded_and_what_was_taken_over_stays(folders: DiskRunFolders) -> None:
+    made = prepare(folders)
+    folders.capture_output(RUN, limit=LIMIT)
+    for _ in range(2):
+        folders.discard_work(RUN)
+    assert not made.private.exists()
+    assert folders.result_path(RUN) is not None
+
+
+def test_a_discarded_job_folder_is_gone_at_once_and_leaves_nothing_to_be_swept(
+    folders: DiskRunFolders,
+) -> None:
+    temporary = prepare(folders).temporary
+    (temporary / "deep").mkdir()
+    for _ in range(2):
+        folders.discard_job(JOB)
+    assert list(temporary.parent.iterdir()) == []
+
+
 def test_a_run_of_another_job_is_left_alone(folders: DiskRunFolders) -> None:
     prepare(folders)
     folders.store_input(RunId(1), [b"other"])

@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from node_agent.domain.container import PullProgress
+from node_agent.domain.container import PullBounds, PullProgress
 from node_agent.domain.policy import ImageName, parse_image
 from node_agent.domain.secret import Secret
 from node_agent.errors import EngineDiskFull, ImageMissing, NodeAgentError, RegistryUnreachable
 from node_agent.runtime.pulling import (
+    PullGuard,
     PullStory,
     exact_reference,
     known_digest,
@@ -180,3 +181,43 @@ def test_a_login_is_sent_to_its_own_registry_only() -> None:
 
 def line(**said: object) -> bytes:
     return json.dumps(said).encode()
+
+
+# --- what a pull may take -----------------------------------------------------------------------------------------
+
+
+def frees(*bytes_free: int | None) -> PullBounds:
+    """Bound a pull on a disk that has these bytes free, one after the other."""
+    found = iter(bytes_free)
+    return PullBounds(max_size=1000, least_free=100, free=lambda: next(found))
+
+
+def test_a_pull_within_its_bounds_goes_on() -> None:
+    guard = PullGuard("average", frees(5000, 4500, 3600))
+    guard.check(PullProgress(current=10, total=500))
+    guard.check(PullProgress(current=500, total=500))
+    guard.check_size(1000)
+
+
+def test_a_pull_is_called_off_by_its_packed_size_as_soon_as_that_is_known() -> None:
+    with pytest.raises(
+        ImageMissing, match=r"1,001 bytes or more, and 1,000 are allowed \(images\.max_size\)"
+    ):
+        PullGuard("average", frees(5000)).check(PullProgress(current=1, total=1001))
+
+
+def test_a_pull_is_called_off_when_the_disk_loses_more_than_an_image_may_take() -> None:
+    guard = PullGuard("average", frees(5000, 3900, 3799))
+    guard.check(PullProgress(current=100, total=200))
+    with pytest.raises(ImageMissing, match=r"images\.max_size"):
+        guard.check(PullProgress(current=200, total=200))
+
+
+def test_a_pull_is_called_off_when_too_little_is_left_for_everybody_else() -> None:
+    with pytest.raises(ImageMissing, match=r"left 99 bytes .* 100 stay free \(limits\.min_free_disk\)"):
+        PullGuard("average", frees(150, 99)).check(PullProgress(current=1, total=1))
+
+
+@pytest.mark.parametrize("bounds", [PullBounds(), frees(None, None)])
+def test_a_disk_that_is_not_to_be_seen_and_no_bounds_call_nothing_off(bounds: PullBounds) -> None:
+    PullGuard("average", bounds).check(PullProgress(current=1, total=1000))

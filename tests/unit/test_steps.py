@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from node_agent import steps
 from node_agent.admission import Admission
 from node_agent.contracts import Vantage6Contract
+from node_agent.diskuse import DiskUses
 from node_agent.domain import contract
 from node_agent.domain.container import (
     ContainerLimits,
@@ -22,9 +23,11 @@ from node_agent.domain.container import (
     Relaxation,
 )
 from node_agent.domain.database import Database, DatabaseType
+from node_agent.domain.diskuse import Held
 from node_agent.domain.lifecycle import Advance, StepResult, Wait
 from node_agent.domain.policy import Policy, Restriction
 from node_agent.domain.run import BlobId, ContainerId, Outcome, Run, RunId, State, Status
+from node_agent.domain.secret import Secret
 from node_agent.domain.service import entrances
 from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
 from node_agent.errors import (
@@ -506,6 +509,29 @@ def test_an_algorithm_that_fills_the_disk_is_stopped(bench: Bench) -> None:
     bench.settle(disk_size=10)
     with pytest.raises(OutputTooLarge, match=r"limits\.output_size"):
         bench.do("observe", run)
+
+
+def test_files_without_a_name_count_toward_the_disk_limit(bench: Bench) -> None:
+    run = bench.running()
+    asked: list[tuple[ContainerId, int | None]] = []
+
+    def held(container: ContainerId, pid: int | None) -> Held:
+        asked.append((container, pid))
+        return Held(unnamed=SETTINGS.disk_size, is_complete=True)
+
+    bench.ports = replace(bench.ports, uses=DiskUses(held))
+    with pytest.raises(OutputTooLarge, match=r"limits\.tmp_size"):
+        steps.observe(run, bench.ports)
+    assert asked == [(run.container, None)]
+
+
+def test_a_run_that_filled_the_disk_gives_it_back_before_its_report(bench: Bench) -> None:
+    run = bench.running()
+    mount = bench.ports.folders.prepare(RUN, run.task.job, token=Secret("t"), open_to_all=False).private
+    bench.go("stop", replace(run, ending=Outcome.TIME_LIMIT))
+    assert mount.exists()
+    bench.go("stop", replace(run, ending=Outcome.OUTPUT_TOO_LARGE))
+    assert not mount.exists()
 
 
 def test_a_result_that_is_too_large_fails_the_run(bench: Bench) -> None:
