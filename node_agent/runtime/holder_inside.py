@@ -1,6 +1,6 @@
-"""What the holder of a network namespace does inside its container: close the engine's name server, give up all rights, sleep.
+"""What the holder of a network namespace does inside its container: close the engine's name server, give up its rights.
 
-A Docker engine answers questions for names at 127.0.0.11 in every namespace of a network that was made by hand, and its answers
+A Docker engine answers questions for names at 127.0.0.11 in every namespace of a network that was made by hand. Its answers
 carry names of containers and of the network: the agent's name, and which runs are on this machine now. A route that leads
 nowhere closes that address for everybody in the namespace, and whoever joins has no right to change it.
 
@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 
 NAME_SERVER = "127.0.0.11"
 READY = "closed"
@@ -54,5 +55,6 @@ def give_up_rights(user: int, group: int) -> None:
 if __name__ == "__main__":
     close_address(NAME_SERVER)
     give_up_rights(*map(int, os.environ["NODE_AGENT_HOLDER"].split(":")))
-    print(READY, flush=True)
+    sys.stdout.write(READY)
+    sys.stdout.flush()
     signal.pause()

@@ -28,7 +28,14 @@ _CGROUP_FILES = {
     "cpu": ("cpu.max", "cpu/cpu.cfs_quota_us"),
 }
 _CALLS_EVERYWHERE = {"io_uring_setup": 425, "clone3": 435}
-_GENERIC_CALLS = {"io_setup": 0, "add_key": 217, "keyctl": 219, "userfaultfd": 282, "bpf": 280, "perf_event_open": 241}
+_GENERIC_CALLS = {
+    "io_setup": 0,
+    "add_key": 217,
+    "keyctl": 219,
+    "userfaultfd": 282,
+    "bpf": 280,
+    "perf_event_open": 241,
+}
 _CALLS_OF_MACHINE = {
     "x86_64": {
         "io_setup": 206,
@@ -202,7 +209,7 @@ def system_calls() -> dict[str, int]:
     The arguments are wrong on purpose: where a call is not refused, the kernel finds fault with them and nothing is made.
     """
     try:
-        import ctypes  # noqa: PLC0415 - an image's Python may lack it
+        import ctypes
     except ImportError:
         # What cannot be tried counts as not refused.
         return {"ctypes": 0}

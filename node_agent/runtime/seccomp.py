@@ -1,7 +1,7 @@
 """The filter of system calls under which every container of the agent runs.
 
-Owns the profile beside this file (`seccomp.json`, in the form that Docker and Podman read) and the ways engines take it. Must
-not know containers. Why each group of calls is allowed stands in the profile; why it is an own one, in ADR 0013.
+Owns the profile beside this file (`seccomp.json`, in the form that Docker and Podman read) and the ways engines take
+it. Must not know containers. Why each group of calls is allowed stands in the profile; why it is an own one, in ADR 0013.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ from typing import Final
 
 PROFILE: Final = Path(__file__).with_name("seccomp.json")
 _PREFIXES: Final = ("seccomp=", "seccomp:")
-
 
 
 @cache

@@ -53,8 +53,8 @@ class EngineTraits:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     """Kernel settings it has to be asked for."""
     seccomp: str = field(default_factory=seccomp.inline_option)
-    """The security option with our filter of system calls, in this engine's form; empty where it cannot filter at all, which
-    the probe finds."""
+    """The security option with our filter of system calls, in this engine's form; empty where it cannot filter at all,
+    which the probe finds."""
 
 
 def container_config(

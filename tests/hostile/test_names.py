@@ -1,12 +1,13 @@
 """An algorithm that asks the engine's own name server who is on this machine.
 
-A Docker engine answers at 127.0.0.11 in every network namespace, whatever name servers a container was given. Its answers to
-questions for addresses carry the names of containers and of the network: the agent's name, and the runs of other people.
+A Docker engine answers at 127.0.0.11 in every network namespace, whatever name servers a container was given. Its answers
+carry the names of containers and of the network: the agent's name, and the runs of other people.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -109,8 +110,8 @@ def test_whoever_holds_a_namespace_has_given_up_its_rights_before_a_run_joins(ke
     top = kept.client.api.top(holder, ps_args="-eo uid,gid,pid")
     ((user, group, pid),) = top["Processes"]
     assert (int(user), int(group)) == USER
-    with open(f"/proc/{pid}/status") as file:
-        status = dict(line.split(":", 1) for line in file if ":" in line)
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines if ":" in line)
     assert {int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
     assert status["NoNewPrivs"].strip() == "1"
 

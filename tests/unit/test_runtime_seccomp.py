@@ -8,11 +8,39 @@ from node_agent.runtime.traits import docker_traits, podman_traits
 
 PROFILE = json.loads(seccomp.PROFILE.read_text())
 CLOSED = (
-    *("io_setup", "io_submit", "io_getevents", "io_destroy", "add_key", "keyctl", "request_key", "userfaultfd"),
-    *("bpf", "perf_event_open", "kexec_load", "init_module", "finit_module", "swapon", "reboot", "acct", "iopl"),
+    *(
+        "io_setup",
+        "io_submit",
+        "io_getevents",
+        "io_destroy",
+        "add_key",
+        "keyctl",
+        "request_key",
+        "userfaultfd",
+    ),
+    *(
+        "bpf",
+        "perf_event_open",
+        "kexec_load",
+        "init_module",
+        "finit_module",
+        "swapon",
+        "reboot",
+        "acct",
+        "iopl",
+    ),
     *("pivot_root", "uselib", "move_pages", "modify_ldt", "lookup_dcookie", "memfd_secret"),
 )
-NEED_A_CAPABILITY = ("mount", "unshare", "setns", "open_by_handle_at", "chroot", "clock_settime", "syslog", "quotactl")
+NEED_A_CAPABILITY = (
+    "mount",
+    "unshare",
+    "setns",
+    "open_by_handle_at",
+    "chroot",
+    "clock_settime",
+    "syslog",
+    "quotactl",
+)
 
 
 def rules(name):
