@@ -14,7 +14,7 @@ WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit integration interop crash-matrix soak hostile hostile-peer rootless bench same-results engine engine-stop install uninstall deb setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit integration interop crash-matrix soak hostile hostile-peer fuzz rootless bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ hostile: prepare ## the attacks with real parts alone, and longer than in `make 
 
 hostile-peer: setup ## a program that reads another person's input, on vantage6's own node and on ours
 	@$(WITH_ENGINE) $(OURS) -m tests.hostile.peer
+
+fuzz: venv ## every parser of outside data, a minute each, with atheris (ARGS="--seconds 600 --only envelope")
+	@.venv/bin/pip install -q --disable-pip-version-check atheris
+	@$(OURS) -m tests.fuzz $(ARGS)
 
 rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootless.md says works
 	@tests/lab/setup.sh rootless

@@ -1,0 +1,18 @@
+"""The corpus of the fuzzer, replayed: what was found once, and what is typical, fails no parser."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.targets import TARGETS
+
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_parser_of_outside_data_takes_what_the_fuzzer_tried(name: str) -> None:
+    files = sorted((CORPUS / name).iterdir())
+    assert files
+    for file in files:
+        TARGETS[name](file.read_bytes())
+        TARGETS[name](file.read_bytes()[: file.stat().st_size // 2])
