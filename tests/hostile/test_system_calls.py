@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.machine import Machine
+from node_agent.runtime.engine import DockerEngine
+from node_agent.runtime.firewall import FirewallFacts
+from node_agent.runtime.probe import Check, ProbePlan, probe_isolation
+from node_agent.runtime.spec import EngineTraits
+from tests.integration.machine import LIMITS, USER, Machine
 
 pytestmark = pytest.mark.engine
 
@@ -149,3 +153,27 @@ def test_an_image_with_a_right_gets_the_calls_that_belong_to_it_and_no_others(pl
     )
     root = {"user": (0, 0), "capabilities": ("NET_RAW",)}
     assert place.answer(1, script, **root) == [0, errno.EPERM], json.dumps(root)
+
+
+class Unfiltered(DockerEngine):
+    """An engine under which our profile is not applied, as when its owner took it away."""
+
+    _traits = EngineTraits(seccomp="")
+
+
+def test_the_probe_finds_an_engine_that_does_not_apply_the_profile(place: Machine) -> None:
+    engine = Unfiltered(place.name, place.connection, place.network)
+    plan = ProbePlan(
+        agent=place.name,
+        user=USER,
+        groups=(),
+        limits=LIMITS,
+        proxy_port=None,
+        firewall=FirewallFacts(loaded=False),
+        addresses=(),
+    )
+    found = probe_isolation(place.connection, engine, place.facts, plan).findings
+    (text,) = [finding.text for finding in found if finding.check is Check.HARDENING]
+    assert "io_setup" in text
+    assert "io_uring_setup" in text
+    assert "AF_VSOCK" in text
