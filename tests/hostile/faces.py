@@ -90,7 +90,8 @@ def hear(hearing, heard):
 def search(own, other, found):
     sought = other.encode()
     for path in files("/mnt", "/tmp", "/dev/shm", "/var/tmp"):
-        if sought in content(path):
+        # our own input names what is sought
+        if path != INPUT and sought in content(path):
             found.add(path)
     for path in [f"/proc/{pid}/{name}" for pid in os.listdir("/proc") if pid.isdigit() for name in ("environ", "cmdline")]:
         if sought in content(path, 1 << 20):

@@ -1,5 +1,6 @@
 """Outputs that are no ordinary files: nothing of the host comes back as a result, and the agent serves the next run."""
 
+import json
 from typing import Any
 
 import pytest
@@ -37,5 +38,9 @@ def test_no_odd_output_brings_anything_of_the_host_back(besieged: Siege) -> None
     assert besieged.send(besieged.alice, "honest").result() == {"fine": True}
 
 
-def test_an_output_closed_to_everybody_is_read_all_the_same(besieged: Siege) -> None:
-    assert besieged.send(besieged.bob, "output_closed").result() == {"fine": True}
+def test_an_output_closed_to_everybody_stops_nothing(besieged: Siege) -> None:
+    """An agent without root may not read what its own user closed; it goes on in any case."""
+    task = besieged.send(besieged.bob, "output_closed")
+    assert task.ended()["status"] in {"completed", "failed"}
+    assert task.raw_result() in {"", json.dumps({"fine": True})}
+    assert besieged.send(besieged.alice, "honest").result() == {"fine": True}
