@@ -20,7 +20,7 @@ TARGETS ?= demo test
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vantage6 test check fmt unit unit-all integration interop crash-matrix soak rootless fresh bench same-results engine engine-stop install uninstall deb setup venv prepare clean
+.PHONY: help demo demo-vantage6 test check fmt unit unit-all integration interop crash-matrix soak hostile hostile-peer fuzz rootless fresh bench same-results engine engine-stop install uninstall deb setup venv prepare clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,16 @@ crash-matrix: setup ## the agent dies at every place with every kind of run (mak
 
 soak: setup ## 500 runs while agent and server are killed at random (ARGS="--runs 50 --seed 7 --json")
 	@$(WITH_ENGINE) $(OURS) -m tests.lab.soak $(ARGS)
+
+hostile: prepare ## the attacks with real parts alone, and longer than in `make test`
+	@CI=true HOSTILE_SECONDS=60 $(WITH_ENGINE) $(PYTEST) tests/hostile
+
+hostile-peer: setup ## a program that reads another person's input, on vantage6's own node and on ours
+	@$(WITH_ENGINE) $(OURS) -m tests.hostile.peer
+
+fuzz: venv ## every parser of outside data, a minute each, with atheris (ARGS="--seconds 600 --only envelope")
+	@$(VENV)/bin/pip install -q --disable-pip-version-check atheris
+	@$(OURS) -m tests.fuzz $(ARGS)
 
 rootless: ## an ordinary user with Podman and rootless Docker: what docs/rootless.md says works
 	@$(SETUP) rootless

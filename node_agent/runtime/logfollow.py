@@ -81,6 +81,6 @@ def entries_after(since: str, frames: Iterable[bytes]) -> Iterator[LogEntry]:
 def _stamped(frame: bytes) -> tuple[str, bytes]:
     """Part a frame from its stamp; a frame without one, which no engine should send, is all content."""
     stamp, blank, content = frame.partition(b" ")
-    if not blank or len(stamp) > _STAMP_ROOM or seconds_of(stamp.decode(errors="replace")) is None:
+    if not blank or len(stamp) > _STAMP_ROOM or not stamp.isascii() or seconds_of(stamp.decode()) is None:
         return "", frame
     return stamp.decode(), content

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,8 +21,10 @@ from docker.errors import APIError, NotFound
 from node_agent.domain.container import ContainerLimits, NetworkFacts
 from node_agent.domain.run import ContainerId
 from node_agent.errors import ConfigError, EngineUnreachable, RunFailed
-from node_agent.runtime.connection import EngineConnection, engine_text
+from node_agent.runtime import holder_inside
+from node_agent.runtime.connection import EngineConnection, engine_text, one_line
 from node_agent.runtime.lending import Lending
+from node_agent.runtime.logfollow import frames_of
 from node_agent.runtime.own_python import sleeping_container
 from node_agent.runtime.podman import is_podman
 from node_agent.runtime.spec import (
@@ -36,6 +39,9 @@ log = structlog.get_logger()
 LOOK_SECONDS = 120.0
 """How often it is looked whether the holders still run, while no run comes or goes."""
 STOP_SECONDS = 10.0
+HOLDER_SECONDS = 5.0
+"""How long a holder may take until names are closed in its namespace."""
+HOLDER_TICK = 0.01
 _ENDED = frozenset({"exited", "dead", "removing"})
 _MIB = 1 << 20
 _HOLDER_LIMITS = ContainerLimits(cpus=1, memory=64 * _MIB, pids=16, tmp_size=_MIB, file_size=_MIB)
@@ -173,7 +179,8 @@ class Namespaces:
                 holder = ContainerId(client.create_container_from_config(config, name)["Id"])  # type: ignore[no-untyped-call]
                 try:
                     client.start(holder)
-                except APIError:
+                    _confirm_closed(client, holder)
+                except (APIError, EngineUnreachable):
                     self._remove([holder])
                     raise
             except APIError as error:
@@ -186,10 +193,14 @@ class Namespaces:
             client,
             agent=self._agent,
             network=network,
-            user=self._user,
+            # It gives these rights up by itself, before anybody joins.
+            user=(0, 0),
+            capabilities=("NET_ADMIN", "SETGID", "SETUID"),
             limits=_HOLDER_LIMITS,
             image=self._image,
             keeps=HOLDER,
+            program=Path(holder_inside.__file__).read_text(),
+            environment={"NODE_AGENT_HOLDER": "{}:{}".format(*self._user)},
         )
 
     def _remove(self, holders: Iterable[ContainerId]) -> None:
@@ -232,6 +243,31 @@ class Namespaces:
             and entry["State"] not in _ENDED
         }
         return holders, used
+
+
+def _confirm_closed(client: APIClient, holder: ContainerId) -> None:
+    """Wait until the holder says that names are closed in its namespace. Raises EngineUnreachable."""
+    deadline = time.monotonic() + HOLDER_SECONDS
+    # Asked again and again: an engine that follows a log may overlook the first line.
+    while not (said := _first_words(client, holder)) and time.monotonic() < deadline:
+        time.sleep(HOLDER_TICK)
+    if said != holder_inside.READY:
+        raise EngineUnreachable(
+            "A network namespace cannot be made ready: the engine's name server in it could not be closed:"
+            f" {one_line(said) or 'nothing was said'}."
+        )
+
+
+def _first_words(client: APIClient, holder: ContainerId) -> str:
+    response = client.get(
+        f"{client.base_url}/v{client.api_version}/containers/{holder}/logs",
+        params={"stdout": "1", "stderr": "1"},
+        stream=True,
+        timeout=client.timeout,
+    )
+    with response:
+        response.raise_for_status()
+        return b"".join(frames_of(response.raw)).decode(errors="replace").strip()
 
 
 def _is_holder(entry: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ Two containers with exactly a run's network and hardening: one listens, the othe
 what each answer means. Must not repair anything: it says what is open and what to do.
 """
 
+import errno
 import io
 import json
 import math
@@ -35,6 +36,8 @@ LIMITS_HINT = (
     " (nofile, fsize) from default_ulimits in its containers.conf. To do without: limits.accept_unenforced: true."
 )
 _NAMES_INSIDE: Mapping[str, str] = {"cpus": "cpu", "output_size": "file_size"}
+_REFUSALS = frozenset({errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT})
+"""How a filter refuses a call, or a kernel that does not have it."""
 _LOG_LIMIT = 256 * 1024
 _MEMORY_ROUNDING = 64 * 1024
 
@@ -416,6 +419,9 @@ def _loose_hardening(seen: Mapping[str, Any], plan: ProbePlan) -> Iterator[Findi
         == set(plan.groups) - {plan.user[1]},
     }
     loose = [words for words, fine in checks.items() if not fine]
+    open_calls = sorted(name for name, error in seen["calls"].items() if error not in _REFUSALS)
+    if open_calls:
+        loose.append(f"it can make system calls that its filter refuses ({', '.join(open_calls)})")
     if loose:
         yield Finding(
             check=Check.HARDENING,

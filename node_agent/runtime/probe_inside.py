@@ -27,6 +27,29 @@ _CGROUP_FILES = {
     "pids": ("pids.max", "pids/pids.max"),
     "cpu": ("cpu.max", "cpu/cpu.cfs_quota_us"),
 }
+_CALLS_EVERYWHERE = {"io_uring_setup": 425, "clone3": 435}
+_GENERIC_CALLS = {
+    "io_setup": 0,
+    "add_key": 217,
+    "keyctl": 219,
+    "userfaultfd": 282,
+    "bpf": 280,
+    "perf_event_open": 241,
+}
+_CALLS_OF_MACHINE = {
+    "x86_64": {
+        "io_setup": 206,
+        "add_key": 248,
+        "keyctl": 250,
+        "userfaultfd": 323,
+        "bpf": 321,
+        "perf_event_open": 298,
+    },
+    "aarch64": _GENERIC_CALLS,
+    "riscv64": _GENERIC_CALLS,
+}
+_FAMILIES = {"AF_ALG": (38, socket.SOCK_SEQPACKET), "AF_VSOCK": (40, socket.SOCK_STREAM)}
+_WRONG_FLAGS = 0xFFFF_FFFF
 _UNDER_WAY = frozenset({0, errno.EINPROGRESS})
 _RESOURCES = {"open_files": resource.RLIMIT_NOFILE, "file_size": resource.RLIMIT_FSIZE}
 
@@ -47,6 +70,7 @@ def look(asked: Asked) -> dict[str, Any]:
         "groups": os.getgroups(),
         "status": status(),
         "limits": limits(),
+        "calls": {**system_calls(), **socket_families()},
         "root_read_only": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
         "tmp_writable": os.access("/tmp", os.W_OK),  # noqa: S108 - the container's own
         "ipv6": has_ipv6(),
@@ -177,6 +201,37 @@ def hard_limit(number: int) -> str:
     """Read a limit of the process itself."""
     hard = resource.getrlimit(number)[1]
     return "" if hard == resource.RLIM_INFINITY else str(hard)
+
+
+def system_calls() -> dict[str, int]:
+    """Make system calls that the filter must refuse; return the error number of each, 0 for none.
+
+    The arguments are wrong on purpose: where a call is not refused, the kernel finds fault with them and nothing is made.
+    """
+    try:
+        import ctypes
+    except ImportError:
+        # What cannot be tried counts as not refused.
+        return {"ctypes": 0}
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    wrong = ctypes.c_ulong(_WRONG_FLAGS)
+    errors = {}
+    for name, number in {**_CALLS_EVERYWHERE, **_CALLS_OF_MACHINE.get(os.uname().machine, {})}.items():
+        refused = system_call(ctypes.c_long(number), wrong, None, wrong, None, None) == -1
+        errors[name] = ctypes.get_errno() if refused else 0
+    return errors
+
+
+def socket_families() -> dict[str, int]:
+    """Make sockets of families that no firewall rule knows; return the error number of each, 0 for none."""
+    errors = {}
+    for name, (family, kind) in _FAMILIES.items():
+        try:
+            socket.socket(family, kind).close()
+            errors[name] = 0
+        except OSError as error:
+            errors[name] = error.errno or 0
+    return errors
 
 
 def text(path: str) -> str:

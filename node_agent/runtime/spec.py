@@ -10,6 +10,7 @@ from typing import Any
 
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
 from node_agent.domain.run import ContainerId
+from node_agent.runtime import seccomp
 
 LABEL_NAME = "node-agent.name"
 LABEL_RUN = "node-agent.run"
@@ -51,6 +52,9 @@ class EngineTraits:
     """Folders it makes writable in memory on its own, without a limit unless they are asked for."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     """Kernel settings it has to be asked for."""
+    seccomp: str = field(default_factory=seccomp.inline_option)
+    """The security option with our filter of system calls, in this engine's form; empty where it cannot filter at all,
+    which the probe finds."""
 
 
 def container_config(
@@ -123,7 +127,7 @@ def _confinement(spec: ContainerSpec, traits: EngineTraits) -> dict[str, Any]:
         "Privileged": False,
         "CapDrop": ["ALL"],
         "CapAdd": list(spec.capabilities),
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", *([traits.seccomp] if traits.seccomp else [])],
         "ReadonlyRootfs": not spec.writable_root,
         "GroupAdd": [str(group) for group in spec.groups],
         "IpcMode": "private",
@@ -236,7 +240,10 @@ def _capabilities(value: Any) -> frozenset[str]:
 
 
 def _security(value: Any) -> frozenset[str]:
-    return frozenset(str(option).removesuffix(":true").removesuffix("=true") for option in value or ())
+    # The profile is compared by content: an engine may report it in other words.
+    return frozenset(
+        seccomp.comparable(str(option).removesuffix(":true").removesuffix("=true")) for option in value or ()
+    )
 
 
 def _ulimits(value: Any) -> frozenset[tuple[Any, ...]]:

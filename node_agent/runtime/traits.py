@@ -9,7 +9,7 @@ from typing import Any
 
 from docker import APIClient
 
-from node_agent.runtime import podman
+from node_agent.runtime import podman, seccomp
 from node_agent.runtime.spec import EngineTraits
 
 _SAID_BY_DOCKER: Mapping[str, str] = {"MemoryLimit": "memory", "CpuCfsQuota": "cpus", "PidsLimit": "pids"}
@@ -29,7 +29,14 @@ def docker_traits(said: Mapping[str, Any]) -> EngineTraits:
         limits_swap=bool(said.get("SwapLimit", True)),
         cgroup_version=str(said.get("CgroupVersion", "2")),
         unenforced=frozenset(name for key, name in _SAID_BY_DOCKER.items() if said.get(key) is False),
+        seccomp=seccomp.inline_option() if _can_filter_calls(said) else "",
     )
+
+
+def _can_filter_calls(said: Mapping[str, Any]) -> bool:
+    options = said.get("SecurityOptions")
+    # An engine that says nothing is asked: better a container that is refused than one that is open.
+    return options is None or any("name=seccomp" in str(option) for option in options)
 
 
 def podman_traits(host: Mapping[str, Any]) -> EngineTraits:
@@ -40,8 +47,13 @@ def podman_traits(host: Mapping[str, Any]) -> EngineTraits:
         # Podman takes these from its own configuration alone.
         unenforced=frozenset({"ulimits", *_without_controller(host)}),
         sysctls=podman.WITHOUT_IPV6,
+        seccomp=seccomp.file_option() if _podman_filters(host) else "",
         memory_folders=("/run", "/var/tmp"),  # noqa: S108 - the container's own
     )
+
+
+def _podman_filters(host: Mapping[str, Any]) -> bool:
+    return (host.get("security") or {}).get("seccompEnabled") is not False
 
 
 def _without_controller(host: Mapping[str, Any]) -> Iterator[str]:

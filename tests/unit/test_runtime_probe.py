@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from node_agent.domain.container import ContainerLimits
@@ -42,6 +44,7 @@ def seen(reached=None, **changes):
             "open_files": "4096",
             "file_size": "1",
         },
+        "calls": {"io_setup": 1, "io_uring_setup": 38, "AF_VSOCK": 97},
         "root_read_only": True,
         "tmp_writable": True,
         "ipv6": False,
@@ -131,6 +134,9 @@ def test_a_limit_that_is_not_in_force_is_a_finding(limits):
         {"status": {**seen()["status"], "CapBnd": "00000000a80425fb"}},
         {"status": {**seen()["status"], "NoNewPrivs": "0"}},
         {"status": {**seen()["status"], "Seccomp": "0"}},
+        {"calls": {"io_setup": 0}},
+        {"calls": {"io_setup": errno.EFAULT}},
+        {"calls": {"ctypes": 0}},
     ],
 )
 def test_anything_less_closed_than_asked_is_a_finding(change):

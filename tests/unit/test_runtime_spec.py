@@ -4,6 +4,7 @@ import pytest
 
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
 from node_agent.domain.run import ContainerId, RunId
+from node_agent.runtime import seccomp
 from node_agent.runtime.spec import EngineTraits, container_config, differences, joined_namespace
 
 NETWORK = NetworkFacts(
@@ -66,7 +67,7 @@ def test_a_container_gets_nothing_that_was_not_asked_for():
     host = config()["HostConfig"]
     assert host["CapDrop"] == ["ALL"]
     assert host["CapAdd"] == []
-    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["SecurityOpt"] == ["no-new-privileges", seccomp.inline_option()]
     assert host["ReadonlyRootfs"] is True
     assert host["Privileged"] is False
     assert host["NetworkMode"] == NETWORK.name
@@ -175,6 +176,8 @@ def test_a_container_that_is_as_asked_has_no_differences():
         ("CapDrop", []),
         ("CapAdd", ["SYS_ADMIN"]),
         ("SecurityOpt", ["no-new-privileges", "seccomp=unconfined"]),
+        ("SecurityOpt", ["no-new-privileges"]),
+        ("SecurityOpt", ["no-new-privileges", 'seccomp={"defaultAction":"SCMP_ACT_ALLOW"}']),
         ("ReadonlyRootfs", False),
         ("GroupAdd", ["12", "0"]),
         ("IpcMode", "host"),
@@ -218,7 +221,8 @@ def test_a_setting_that_is_not_as_asked_is_noticed(setting, value):
     [
         ("CapAdd", None),
         ("Devices", None),
-        ("SecurityOpt", ["no-new-privileges:true"]),
+        ("SecurityOpt", ["no-new-privileges:true", seccomp.inline_option()]),
+        ("SecurityOpt", [seccomp.inline_option().replace(",", ", "), "no-new-privileges"]),
         ("CapDrop", ["CAP_ALL"]),
         ("OomKillDisable", None),
     ],
