@@ -39,7 +39,7 @@ log = structlog.get_logger()
 LOOK_SECONDS = 120.0
 """How often it is looked whether the holders still run, while no run comes or goes."""
 STOP_SECONDS = 10.0
-HOLDER_SECONDS = 5.0
+HOLDER_SECONDS = 30.0
 """How long a holder may take until names are closed in its namespace."""
 HOLDER_TICK = 0.01
 _ENDED = frozenset({"exited", "dead", "removing"})
