@@ -39,9 +39,8 @@ log = structlog.get_logger()
 LOOK_SECONDS = 120.0
 """How often it is looked whether the holders still run, while no run comes or goes."""
 STOP_SECONDS = 10.0
-HOLDER_SECONDS = 30.0
+HOLDER_SECONDS = 15.0
 """How long a holder may take until names are closed in its namespace."""
-HOLDER_TICK = 0.01
 _ENDED = frozenset({"exited", "dead", "removing"})
 _MIB = 1 << 20
 _HOLDER_LIMITS = ContainerLimits(cpus=1, memory=64 * _MIB, pids=16, tmp_size=_MIB, file_size=_MIB)
@@ -247,27 +246,19 @@ class Namespaces:
 
 def _confirm_closed(client: APIClient, holder: ContainerId) -> None:
     """Wait until the holder says that names are closed in its namespace. Raises EngineUnreachable."""
-    deadline = time.monotonic() + HOLDER_SECONDS
-    # Asked again and again: an engine that follows a log may overlook the first line.
-    while not (said := _first_words(client, holder)) and time.monotonic() < deadline:
-        time.sleep(HOLDER_TICK)
-    if said != holder_inside.READY:
-        raise EngineUnreachable(
-            "A network namespace cannot be made ready: the engine's name server in it could not be closed:"
-            f" {one_line(said) or 'nothing was said'}."
-        )
-
-
-def _first_words(client: APIClient, holder: ContainerId) -> str:
     response = client.get(
         f"{client.base_url}/v{client.api_version}/containers/{holder}/logs",
-        params={"stdout": "1", "stderr": "1"},
+        params={"stdout": "1", "stderr": "1", "follow": "1"},
         stream=True,
-        timeout=client.timeout,
+        timeout=HOLDER_SECONDS,
     )
     with response:
         response.raise_for_status()
-        return b"".join(frames_of(response.raw)).decode(errors="replace").strip()
+        said = next(iter(frames_of(response.raw)), b"").decode(errors="replace")
+    if said.strip() != holder_inside.READY:
+        raise EngineUnreachable(
+            f"A network namespace cannot be made ready: the engine's name server in it cannot be closed: {one_line(said)}."
+        )
 
 
 def _is_holder(entry: Mapping[str, Any]) -> bool:
