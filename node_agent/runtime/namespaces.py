@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,10 +20,8 @@ from docker.errors import APIError, NotFound
 from node_agent.domain.container import ContainerLimits, NetworkFacts
 from node_agent.domain.run import ContainerId
 from node_agent.errors import ConfigError, EngineUnreachable, RunFailed
-from node_agent.runtime import holder_inside
-from node_agent.runtime.connection import EngineConnection, engine_text, one_line
+from node_agent.runtime.connection import EngineConnection, engine_text
 from node_agent.runtime.lending import Lending
-from node_agent.runtime.logfollow import frames_of
 from node_agent.runtime.own_python import sleeping_container
 from node_agent.runtime.podman import is_podman
 from node_agent.runtime.spec import (
@@ -39,8 +36,6 @@ log = structlog.get_logger()
 LOOK_SECONDS = 120.0
 """How often it is looked whether the holders still run, while no run comes or goes."""
 STOP_SECONDS = 10.0
-HOLDER_SECONDS = 15.0
-"""How long a holder may take until names are closed in its namespace."""
 _ENDED = frozenset({"exited", "dead", "removing"})
 _MIB = 1 << 20
 _HOLDER_LIMITS = ContainerLimits(cpus=1, memory=64 * _MIB, pids=16, tmp_size=_MIB, file_size=_MIB)
@@ -178,8 +173,7 @@ class Namespaces:
                 holder = ContainerId(client.create_container_from_config(config, name)["Id"])  # type: ignore[no-untyped-call]
                 try:
                     client.start(holder)
-                    _confirm_closed(client, holder)
-                except (APIError, EngineUnreachable):
+                except APIError:
                     self._remove([holder])
                     raise
             except APIError as error:
@@ -192,14 +186,10 @@ class Namespaces:
             client,
             agent=self._agent,
             network=network,
-            # It gives these rights up by itself, before anybody joins.
-            user=(0, 0),
-            capabilities=("NET_ADMIN", "SETGID", "SETUID"),
+            user=self._user,
             limits=_HOLDER_LIMITS,
             image=self._image,
             keeps=HOLDER,
-            program=Path(holder_inside.__file__).read_text(),
-            environment={"NODE_AGENT_HOLDER": "{}:{}".format(*self._user)},
         )
 
     def _remove(self, holders: Iterable[ContainerId]) -> None:
@@ -242,23 +232,6 @@ class Namespaces:
             and entry["State"] not in _ENDED
         }
         return holders, used
-
-
-def _confirm_closed(client: APIClient, holder: ContainerId) -> None:
-    """Wait until the holder says that names are closed in its namespace. Raises EngineUnreachable."""
-    response = client.get(
-        f"{client.base_url}/v{client.api_version}/containers/{holder}/logs",
-        params={"stdout": "1", "stderr": "1", "follow": "1"},
-        stream=True,
-        timeout=HOLDER_SECONDS,
-    )
-    with response:
-        response.raise_for_status()
-        said = next(iter(frames_of(response.raw)), b"").decode(errors="replace")
-    if said.strip() != holder_inside.READY:
-        raise EngineUnreachable(
-            f"A network namespace cannot be made ready: the engine's name server in it cannot be closed: {one_line(said)}."
-        )
 
 
 def _is_holder(entry: Mapping[str, Any]) -> bool:

@@ -7,9 +7,7 @@ import io
 import os
 import sys
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from docker import APIClient
@@ -73,13 +71,10 @@ def sleeping_container(
     limits: ContainerLimits,
     image: str | None,
     keeps: str,
-    program: str = _SLEEP,
-    environment: Mapping[str, str] = MappingProxyType({}),
-    capabilities: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Describe a container that is only there to be there, as confined as a run's; *keeps* is what its label says of it.
 
-    *image* is one with python3; without it the agent's own Python runs *program*. Raises StartFailed.
+    *image* is one with python3; without it the agent's own Python sleeps. Raises StartFailed.
     """
     spec = ContainerSpec(
         name="",
@@ -87,11 +82,10 @@ def sleeping_container(
         image_id=image or ensured_empty_image(client),
         user=user,
         groups=(),
-        environment=environment,
+        environment={},
         mounts=() if image else own_python_mounts(),
         limits=limits,
-        command=("python3" if image else own_python(), "-I", "-S", "-c", program),
-        capabilities=capabilities,
+        command=("python3" if image else own_python(), "-I", "-S", "-c", _SLEEP),
     )
     config = container_config(spec, agent=agent, network=network, traits=traits_of(client))
     return {**config, "Labels": {LABEL_NAME: agent, LABEL_KEEPER: keeps}}
