@@ -7,7 +7,6 @@ docstring, and checks what holds. `make hostile` runs them alone and for longer;
     siege.py                an agent as root or as the service's ordinary user, and the people who send it tasks
     peer.py                 the same program on vantage6's own node and on ours (`make hostile-peer`)
     test_system_calls.py    system calls that no analysis needs, and analyses that need the others
-    test_names.py           the engine's own name server
     test_two_users.py       two people's runs at once with everything one can leave or search for
     test_outputs.py         outputs that are no ordinary files
 
