@@ -88,6 +88,7 @@ EVENTS: Mapping[str, str] = {
     "job_deleted": "A consumer deleted a job and what it left.",
     "job_desk_bug": "Handing jobs over failed because of a mistake of ours; it is tried again.",
     "job_ended": "How a job ended is written down; status is its last number.",
+    "job_not_as_asked": "A run asks for another image or other data than the books name for its job; it is ended.",
     "job_results_expired": "What a job left was deleted: it was kept long enough.",
     "job_stop_asked": "A consumer wants a job stopped.",
     "jobs_not_handed_over": "Jobs could not be handed over to the agent now; it is tried again.",
