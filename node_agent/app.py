@@ -72,6 +72,7 @@ from node_agent.reloading import NewSettings, read_again
 from node_agent.runtable import RunTable
 from node_agent.runtime.host import host_of
 from node_agent.server.client import HttpServer
+from node_agent.server.keys import KeyTrust
 from node_agent.server.listener import SocketListener
 from node_agent.server.login import Login
 from node_agent.server.stores import HttpStores, open_exchange_for
@@ -81,6 +82,7 @@ from node_agent.stepports import Ports, PortsOf, StepSettings
 from node_agent.store import presence
 from node_agent.store.journal import SqliteJournal
 from node_agent.store.lock import AgentLock
+from node_agent.store.pins import JournalPins
 from node_agent.store.rundir import DiskRunFolders
 
 if TYPE_CHECKING:
@@ -200,7 +202,11 @@ class Application:
         self._tokens = login.tokens
         self._address = login.exchange.address
         self._server = HttpServer(
-            login.exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers")
+            login.exchange,
+            self._tokens,
+            key=self._key,
+            spool=_fresh_folder(settings, "answers"),
+            trust=KeyTrust(pins=JournalPins(settings.state_dir), fingerprints=settings.key_fingerprints),
         )
         stack.callback(self._server.close)
         self._proxy_spool = Spool(

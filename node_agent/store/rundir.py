@@ -18,8 +18,10 @@ links, and only ordinary files are taken. Files of ours are written to a tempora
 """
 
 import errno
+import hashlib
 import os
 import stat
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,7 +35,7 @@ from node_agent.domain.run import RunId
 from node_agent.domain.runlogs import LiveMark
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
-from node_agent.errors import DiskFull, OutputTooLarge
+from node_agent.errors import DiskFull, InputChanged, OutputTooLarge
 from node_agent.store.disk import disk_errors, free_bytes, sync_folder
 
 _HANDED_OVER = ("input", "output", "token", RUN_CONTEXT_NAME)
@@ -52,20 +54,52 @@ class DiskRunFolders:
         self._kept = state_dir / "kept"
         self._keeps = keep_seconds > 0
         self._user = user
+        self._storing = threading.Lock()
         with disk_errors():
             for folder in (self._runs, self._jobs):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> None:
-        """Keep the input; does nothing when the container's folder has it already.
+    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> str:
+        """Keep the input, unless one is kept, and return its SHA-256. Raises InputChanged when the kept one differs.
 
         What *content* raises passes through, and nothing is kept then.
         """
-        if (self._task_folder(run_id) / "input").exists():
-            return
-        with disk_errors():
-            self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            _write_pieces(self._folder(run_id) / "input", content)
+        digest = hashlib.sha256()
+        is_first = not self.has_input(run_id)
+        if is_first:
+            with disk_errors():
+                self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
+                is_first = self._write_first_input(run_id, _hashed(content, digest))
+        else:
+            for piece in content:
+                digest.update(piece)
+        if not is_first and self.input_digest(run_id) not in {None, digest.hexdigest()}:
+            raise InputChanged(
+                "The server sent another input for this run than before; the first one counts."
+            )
+        return digest.hexdigest()
+
+    def _write_first_input(self, run_id: RunId, pieces: Iterable[bytes]) -> bool:
+        """Write the input, and return False when another one was kept meanwhile: that one stays."""
+        # a name of its own: the thread that lists runs and that of a step may write the same input at once
+        draft = self._folder(run_id) / f".input.{token_hex(8)}.new"
+        with _drafted(draft) as file:
+            _fill(file, pieces)
+        with self._storing:
+            if self.has_input(run_id):
+                draft.unlink()
+                return False
+            draft.replace(self._folder(run_id) / "input")
+        sync_folder(self._folder(run_id))
+        return True
+
+    def input_digest(self, run_id: RunId) -> str | None:
+        """Return the SHA-256 of the kept input; None when the container's folder has taken it over, or there is none."""
+        try:
+            with (self._folder(run_id) / "input").open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
 
     def has_input(self, run_id: RunId) -> bool:
         """Tell whether the input is kept."""
@@ -351,19 +385,38 @@ def _write(path: Path, content: bytes) -> None:
 
 def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     with _written(path) as file:
-        begun = written = 0
-        for piece in pieces:
-            written += file.write(piece)
-            if written - begun >= _BEHIND:
-                # The disk begins with this while the next is made: to wait for all of it at the end takes longer.
-                os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
-                begun = written
+        _fill(file, pieces)
+
+
+def _fill(file: BinaryIO, pieces: Iterable[bytes]) -> None:
+    begun = written = 0
+    for piece in pieces:
+        written += file.write(piece)
+        if written - begun >= _BEHIND:
+            # The disk begins with this while the next is made: to wait for all of it at the end takes longer.
+            os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
+            begun = written
+
+
+def _hashed(pieces: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """Write a file under a temporary name; once it is complete and on the disk it gets its own."""
     temporary = path.with_name(f".{path.name}.new")
+    with _drafted(temporary) as file:
+        yield file
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _drafted(temporary: Path) -> Iterator[BinaryIO]:
+    """Write a file that is complete and on the disk afterwards, or not there at all."""
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -374,8 +427,6 @@ def _written(path: Path) -> Iterator[BinaryIO]:
         # half of a large file must not keep the disk full
         temporary.unlink(missing_ok=True)
         raise
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 @contextmanager
