@@ -84,6 +84,7 @@ from node_agent.store.journal import SqliteJournal
 from node_agent.store.lock import AgentLock
 from node_agent.store.pins import JournalPins
 from node_agent.store.rundir import DiskRunFolders
+from node_agent.store.statedir import claim_state_dir
 
 if TYPE_CHECKING:
     from node_agent.compute.service import ComputeService
@@ -186,7 +187,7 @@ class Application:
         self._company = Company()
         self._log_mask = log_mask_of(settings)
         self._key = own_key(settings)
-        _prepare_state_dir(settings)
+        claim_state_dir(settings.state_dir)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
         with suppress(OSError):  # the journal says it when the disk is full already
             self._presence.take_room()
@@ -563,17 +564,6 @@ class Application:
 def _warn_of_names(policy: Policy) -> None:
     if has_user_names(policy):
         log.warning("user_names_not_told", rule="policy.users", reason=NAMES_NOT_TOLD)
-
-
-def _prepare_state_dir(settings: Settings) -> None:
-    try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.state_dir.chmod(0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"The state directory {settings.state_dir} cannot be used: {error.strerror}.",
-            hint="Create it and make the agent's user its owner (state_dir).",
-        ) from error
 
 
 def _check_databases(settings: Settings) -> None:

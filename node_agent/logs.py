@@ -98,6 +98,7 @@ EVENTS: Mapping[str, str] = {
     "listing_bug": "Asking the server for open runs failed because of a mistake of ours; it is asked again.",
     "listing_shifted": "New runs came while open runs were listed, so that some may be missing; what was listed counts.",
     "live_log_interrupted": "The log of a run cannot be followed now; it is tried again, and the final log is whole.",
+    "name_squatted": "Another user of this machine holds the abstract socket of the agent's name; it does not count.",
     "namespaces_not_ready": "No network namespace can be kept ready; runs get one made for each, and start slower.",
     "organization_key_changed": "The server shows another public key for an organization than before: results for it wait.",
     "phase_too_long": "A run took too long to begin: `phase` is pull or start (limits.pull_time, limits.start_time).",
