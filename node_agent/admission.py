@@ -4,6 +4,7 @@ Asks only what the policy needs for this run, the cheapest first, and nothing an
 know how a rule decides: domain/verdict.py does.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from node_agent.domain.ports import Clock, Origin, RunFolders, Stores
 from node_agent.domain.run import Run
 from node_agent.domain.task import OrganizationId, Task
 from node_agent.domain.verdict import Answer, Fact, Facts, Verdict, judge
-from node_agent.errors import NotAllowed
+from node_agent.errors import InputChanged, NotAllowed
 from node_agent.inputs import ensure_input
 from node_agent.runlog import log_of
 
@@ -81,6 +82,7 @@ class Admission:
     def _method(self, run: Run, facts: Facts) -> Facts:
         ensure_input(run, server=self.server, folders=self.folders, clock=self.clock)
         content = self.folders.read_input(run.id, limit=METHOD_LIMIT)
+        _require_accepted(run, content)
         try:
             return replace(facts, method=method_of(content))
         except ValueError as error:
@@ -165,6 +167,12 @@ def method_of(content: bytes | None) -> str:
     if not isinstance(found, _Block):
         raise ValueError("the input is not a JSON object")  # noqa: TRY004 - it is the content that is wrong
     return found.only_text("method")
+
+
+def _require_accepted(run: Run, content: bytes | None) -> None:
+    """Check whether what is judged is what was accepted. Raises InputChanged."""
+    if content is not None and run.input_digest not in {"", hashlib.sha256(content).hexdigest()}:
+        raise InputChanged("The input on this node is not the one that was accepted for this run.")
 
 
 def _drop(_number: str) -> None:

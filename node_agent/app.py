@@ -76,6 +76,7 @@ from node_agent.runtable import RunTable
 from node_agent.runtime.host import host_of
 from node_agent.runtime.openfiles import held_on
 from node_agent.server.client import HttpServer
+from node_agent.server.keys import KeyTrust
 from node_agent.server.listener import SocketListener
 from node_agent.server.login import Login
 from node_agent.server.stores import HttpStores, open_exchange_for
@@ -86,7 +87,9 @@ from node_agent.stepports import Ports, PortsOf, StepSettings
 from node_agent.store import presence
 from node_agent.store.journal import SqliteJournal
 from node_agent.store.lock import AgentLock
+from node_agent.store.pins import JournalPins
 from node_agent.store.rundir import DiskRunFolders
+from node_agent.store.statedir import claim_state_dir
 
 if TYPE_CHECKING:
     from node_agent.compute.service import ComputeService
@@ -187,7 +190,7 @@ class Application:
         self._company = Company()
         self._log_mask = log_mask_of(settings)
         self._key = own_key(settings)
-        _prepare_state_dir(settings)
+        claim_state_dir(settings.state_dir)
         stack.callback(AgentLock(settings.name, settings.state_dir).release)
         with suppress(OSError):  # the journal says it when the disk is full already
             self._presence.take_room()
@@ -208,7 +211,11 @@ class Application:
         self._tokens = login.tokens
         self._address = login.exchange.address
         self._server = HttpServer(
-            login.exchange, self._tokens, key=self._key, spool=_fresh_folder(settings, "answers")
+            login.exchange,
+            self._tokens,
+            key=self._key,
+            spool=_fresh_folder(settings, "answers"),
+            trust=KeyTrust(pins=JournalPins(settings.state_dir), fingerprints=settings.key_fingerprints),
         )
         stack.callback(self._server.close)
         self._proxy_spool = Spool(
@@ -584,17 +591,6 @@ def _warn_of_one_user(settings: Settings) -> None:
     chosen = settings.written is not None and settings.written.container_user is not None
     if settings.container_ids is None and not chosen:
         log.warning("runs_share_user", uid=settings.container_user[0])
-
-
-def _prepare_state_dir(settings: Settings) -> None:
-    try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.state_dir.chmod(0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"The state directory {settings.state_dir} cannot be used: {error.strerror}.",
-            hint="Create it and make the agent's user its owner (state_dir).",
-        ) from error
 
 
 def _check_databases(settings: Settings) -> None:

@@ -358,6 +358,50 @@ def upload(parts: "Parts", config: Path, *, replace: bool) -> None:
     click.echo("\n".join(screen.upload_lines(done)))
 
 
+@key.command(
+    "list",
+    epilog=examples(
+        "key list -c /etc/node-agent/alpha.yaml", "key list -c /etc/node-agent/alpha.yaml --json"
+    ),
+)
+@config_option
+@json_option
+@click.pass_obj
+def list_(parts: "Parts", config: Path, *, as_json: bool) -> None:
+    """List the keys of organizations this node holds to.
+
+    The first key seen of an organization is pinned. A key that the server shows instead is offered here, and counts once
+    it is accepted.
+    """
+    found = parts.list_keys(parts.load_place(config))
+    click.echo(
+        screen.as_json([screen.pin_facts(pin) for pin in found])
+        if as_json
+        else "\n".join(screen.pin_lines(found))
+    )
+
+
+@key.command(
+    epilog=examples(
+        "key accept -c /etc/node-agent/alpha.yaml 7", "key accept -c /etc/node-agent/alpha.yaml 7 --json"
+    )
+)
+@config_option
+@json_option
+@click.argument("organization", type=click.IntRange(min=1))
+@click.pass_obj
+def accept(parts: "Parts", config: Path, *, organization: int, as_json: bool) -> None:
+    """Accept the new key of an organization.
+
+    Compare its fingerprint with that organization first, and not by way of the server. Works while the agent runs: results
+    that were held go out by themselves within a minute. Exit code 78 when no other key is offered.
+    """
+    done = parts.accept_key(parts.load_place(config), organization)
+    click.echo(
+        screen.as_json(screen.accepted_facts(done)) if as_json else "\n".join(screen.accepted_lines(done))
+    )
+
+
 @commands.group()
 def policy() -> None:
     """Ask the owner's policy.

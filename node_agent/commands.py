@@ -21,7 +21,7 @@ from node_agent.errors import NodeAgentError
 
 if TYPE_CHECKING:
     from node_agent.compute.sighting import ApiSighting
-    from node_agent.domain.ports import NodeIdentity
+    from node_agent.domain.ports import NodeIdentity, PinnedKey
     from node_agent.encryption import KeyFacts, Upload
     from node_agent.pruning import Pruned
     from node_agent.server.address import ServerAddress
@@ -51,6 +51,8 @@ class Parts:
     upload_key: Callable[[Settings], "Upload"]
     replace_key: Callable[[Settings], "Upload"]
     """Like upload_key, whatever the server has."""
+    list_keys: Callable[[Settings], "list[PinnedKey]"]
+    accept_key: Callable[[Settings, int], "PinnedKey"]
     would_go: Callable[[Settings], "Pruned"]
     """What `prune` would remove; nothing is touched."""
     prune: Callable[[Settings], "Pruned"]
@@ -129,6 +131,20 @@ def upload_key(settings: Settings) -> "Upload":
 
     _quiet()
     return encryption.upload_key(settings)
+
+
+def list_keys(settings: Settings) -> "list[PinnedKey]":
+    """Return the pinned keys of organizations."""
+    from node_agent import encryption
+
+    return encryption.list_keys(settings)
+
+
+def accept_key(settings: Settings, organization: int) -> "PinnedKey":
+    """Hold to the key that the server offers for an organization."""
+    from node_agent import encryption
+
+    return encryption.accept_key(settings, organization)
 
 
 def replace_key(settings: Settings) -> "Upload":
@@ -391,6 +407,8 @@ PARTS: Final = Parts(
     show_key=show_key,
     upload_key=upload_key,
     replace_key=replace_key,
+    list_keys=list_keys,
+    accept_key=accept_key,
     would_go=would_go,
     prune=prune,
     ensure_network=ensure_network,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node_agent.config import Settings
-from node_agent.domain.ports import NodeIdentity
+from node_agent.domain.ports import NodeIdentity, PinnedKey
 from node_agent.domain.task import OrganizationId
 from node_agent.errors import ConfigError
 from node_agent.payload.keys import PrivateKey, PublicKey, create_private_key
@@ -18,6 +18,7 @@ from node_agent.server.client import HttpServer
 from node_agent.server.exchange import Exchange
 from node_agent.server.keys import KeyState, OrganizationKeys, PublishedKey, ensure_published
 from node_agent.server.tokens import Tokens
+from node_agent.store.pins import JournalPins, read_pins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ def join(identity: NodeIdentity, key: PrivateKey | None, server: HttpServer) -> 
     """See to it that key, collaboration and the key at the server fit together. Raises ConfigError."""
     check_encryption(identity, key)
     if key is not None:
+        server.keys.keep_own(identity.organization_id, key.public)
         ensure_published(server.keys, identity.organization_id, key.public)
 
 
@@ -95,6 +97,26 @@ def upload_key(settings: Settings) -> Upload:
 def replace_key(settings: Settings) -> Upload:
     """Give the server the public key, whatever it had before. Raises ConfigError, AccessDenied."""
     return _uploaded(settings, OrganizationKeys.publish)
+
+
+def list_keys(settings: Settings) -> list[PinnedKey]:
+    """Return the keys of other organizations that this node holds to, also while the agent runs."""
+    return read_pins(settings.state_dir)
+
+
+def accept_key(settings: Settings, organization: int) -> PinnedKey:
+    """Accept the key that the server offers for an organization; return the old and the new one. Raises ConfigError."""
+    found = next((pin for pin in read_pins(settings.state_dir) if pin.organization == organization), None)
+    if found is None or found.offered is None:
+        raise ConfigError(
+            f"No other key is offered for organization {organization}.",
+            hint="See: node-agent key list -c FILE.",
+        )
+    if not JournalPins(settings.state_dir).accept(found.organization, found.offered):
+        raise ConfigError(
+            f"The key offered for organization {organization} changed just now.", hint="Look at it again."
+        )
+    return found
 
 
 def _uploaded(

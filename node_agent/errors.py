@@ -13,12 +13,13 @@ knows how an error is shown: the command line chooses the exit code by class, th
         RegistryUnreachable
         StoreUnreachable
         BlobUnreadable
+        KeyChanged            the operator accepts a key (`node-agent key accept`)
         DiskUnwritable
           DiskFull
             EngineDiskFull
         FolderBusy
       RunFailed              the researcher: the run is over and the text says why
-        NotAllowed, ImageMissing, DatabaseMissing, InputUnreadable, KeyMissing,
+        NotAllowed, ImageMissing, DatabaseMissing, InputUnreadable, InputChanged, KeyMissing,
         StartFailed, OutputTooLarge, TimeLimit, ContainerLost
       RunClosed              nobody: the server has already closed the run
       IllegalTransition      we do: a bug
@@ -88,6 +89,10 @@ class BlobUnreadable(Transient):
     """What should lie in the server's blob store is not there now, or came damaged."""
 
 
+class KeyChanged(Transient):
+    """The server shows another public key for an organization than the one this node holds to."""
+
+
 class DiskUnwritable(Transient):
     """The state directory cannot be written to now: read-only, locked, or broken."""
 
@@ -130,6 +135,10 @@ class DatabaseMissing(RunFailed):
 
 class InputUnreadable(RunFailed):
     """What the server sent for this run cannot be understood."""
+
+
+class InputChanged(RunFailed):
+    """The server sent another input for a run than the one that this node has accepted."""
 
 
 class KeyMissing(RunFailed):

@@ -15,7 +15,14 @@ from node_agent.domain.messages import ListingFailed, Message, RunsListed
 from node_agent.domain.ports import Clock, OpenRun, RunFolders, Server
 from node_agent.domain.run import RunId
 from node_agent.domain.task import TaskId
-from node_agent.errors import InputUnreadable, ListingShifted, NodeAgentError, ServerUnreachable, Transient
+from node_agent.errors import (
+    InputChanged,
+    InputUnreadable,
+    ListingShifted,
+    NodeAgentError,
+    ServerUnreachable,
+    Transient,
+)
 
 log = structlog.get_logger()
 
@@ -147,7 +154,10 @@ class Lister:
         if run.fault or run.input_blob is not None or self._is_open(run.id) or is_over:
             return replace(run, input=())
         try:
-            self._folders.store_input(run.id, run.input)
+            digest = self._folders.store_input(run.id, run.input)
         except InputUnreadable as error:
             return replace(run, input=(), fault=str(error))
-        return replace(run, input=())
+        except InputChanged as error:
+            log.warning("input_changed", run_id=run.id, reason=error.message)
+            return replace(run, input=(), fault=str(error))
+        return replace(run, input=(), input_digest=digest)

@@ -373,6 +373,7 @@ class Progress:
             entered=self._clock.mark(),
             fault=listed.fault,
             input_blob=listed.input_blob,
+            input_digest=listed.input_digest,
             announced=listed.status,
         )
         if not self._entered(run, listed, asked_at=asked_at):

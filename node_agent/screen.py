@@ -319,6 +319,50 @@ def upload_lines(done: Any) -> list[str]:
     ]
 
 
+def pin_facts(pin: Any) -> dict[str, Any]:
+    """Return a pinned key for another program; `offered` is null unless the server shows another key."""
+    return {
+        "organization": pin.organization,
+        "fingerprint": _fingerprint(pin.key),
+        "offered": None if pin.offered is None else _fingerprint(pin.offered),
+    }
+
+
+def pin_lines(pins: Any) -> list[str]:
+    """Show the pinned keys, a line for each organization."""
+    return [_pin_line(**pin_facts(pin)) for pin in pins] or ["No key of an organization is pinned yet."]
+
+
+def _pin_line(*, organization: int, fingerprint: str, offered: str | None) -> str:
+    line = f"organization {organization}: {fingerprint}"
+    if offered is None:
+        return line
+    return f"{line}; the server shows {offered} (node-agent key accept -c FILE {organization})"
+
+
+def accepted_facts(done: Any) -> dict[str, Any]:
+    """Return for another program which key took the place of which."""
+    return {
+        "organization": done.organization,
+        "old_fingerprint": _fingerprint(done.key),
+        "new_fingerprint": _fingerprint(done.offered),
+    }
+
+
+def accepted_lines(done: Any) -> list[str]:
+    """Show which key took the place of which."""
+    return [
+        f"Accepted for organization {done.organization}: {_fingerprint(done.offered)}",
+        f"It replaces:                 {_fingerprint(done.key)}",
+    ]
+
+
+def _fingerprint(key: str) -> str:
+    from node_agent.payload.keys import PublicKey
+
+    return PublicKey.from_wire(key).fingerprint
+
+
 # --- prune ----------------------------------------------------------------------------------------------------
 
 

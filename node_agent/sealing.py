@@ -6,7 +6,7 @@ server later. Must not know how anything is sealed, or where it lies.
 
 from node_agent.domain.ports import RunFolders, Seal
 from node_agent.domain.run import Run
-from node_agent.errors import AccessDenied, DiskFull, ServerUnreachable
+from node_agent.errors import AccessDenied, DiskFull, KeyChanged, ServerUnreachable
 from node_agent.runlog import log_of
 
 
@@ -21,7 +21,12 @@ def seal_result(run: Run, *, seal: Seal, folders: RunFolders) -> None:
     # nothing is no secret, and must be known as nothing later
     if result is None or result.stat().st_size == 0:
         return
-    key = _reader_key(run, seal, folders)
+    try:
+        key = _reader_key(run, seal, folders)
+    except KeyChanged as error:
+        # the report is held until a person has accepted the key, and the result is sealed while it is sent
+        log_of(run).warning("result_left_plain", reason=error.message)
+        return
     sealed = seal.sealed(result, key) if run.input_blob is None else seal.sealed_blob(result, key)
     try:
         folders.seal_result(run.id, sealed)

@@ -45,7 +45,7 @@ from node_agent.errors import (
     RunClosed,
     TimeLimit,
 )
-from node_agent.inputs import ensure_input
+from node_agent.inputs import ensure_input, kept_digest, require_judged_input
 from node_agent.runlog import log_of
 from node_agent.sealing import learn_reader, seal_result
 from node_agent.stepports import Layout, Ports
@@ -62,7 +62,8 @@ def admit(run: Run, ports: Ports) -> StepResult:
     taken = _take(run, ports)
     if isinstance(taken, Wait):
         return taken
-    return Advance(State.ADMITTED, {"claimed_at": taken, "announced": Status.INITIALIZING})
+    facts = {"claimed_at": taken, "announced": Status.INITIALIZING}
+    return Advance(State.ADMITTED, {**facts, "input_digest": kept_digest(run, ports.folders)})
 
 
 def _take(run: Run, ports: Ports) -> float | Wait:
@@ -89,7 +90,7 @@ def verify(run: Run, ports: Ports) -> StepResult:
 
 def pull(run: Run, ports: Ports) -> StepResult:
     """Get the input and the image, and pin it; the policy has its last word on the content that will run."""
-    ensure_input(
+    input_digest = ensure_input(
         run,
         server=ports.server,
         folders=ports.folders,
@@ -108,7 +109,8 @@ def pull(run: Run, ports: Ports) -> StepResult:
             hint="Is the registry's name right? If so, try again later or ask the owner of the node.",
         ) from error
     ports.admission.admit_content(run, digest=image.digest)
-    return Advance(State.PULLED, {"image_id": image.image_id, "digest": image.digest})
+    facts = {"image_id": image.image_id, "digest": image.digest, "input_digest": input_digest}
+    return Advance(State.PULLED, facts)
 
 
 def _image(run: Run, ports: Ports) -> PinnedImage:
@@ -145,6 +147,7 @@ def _is_enough(local: PinnedImage, reference: str, policy: PullPolicy) -> bool:
 
 def create(run: Run, ports: Ports) -> Advance:
     """Get the token, make the folders ready, create the container."""
+    require_judged_input(run, ports.folders)
     databases = ports.databases.choose(run.task.databases)
     relaxation = _relaxation(run, ports)
     token = ports.tokens.take(run.id, _asking_for_token(run, ports))

@@ -49,6 +49,7 @@ EVERYTHING: Mapping[str, Any] = {
     "reason": "because",
     "fault": "faulty",
     "input_blob": BlobId("input"),
+    "input_digest": "b" * 64,
     "result_blob": BlobId("result"),
     "announced": Status.ACTIVE,
     "claimed_at": 2.5,

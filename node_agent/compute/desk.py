@@ -66,7 +66,7 @@ class JobDesk:
         results: ResultStore,
         environments: Sequence[Environment],
         run_of: Callable[[RunId], Run | None],
-        store_input: Callable[[RunId, Iterable[bytes]], None],
+        store_input: Callable[[RunId, Iterable[bytes]], object],
         post: Callable[[Message], None],
         follow: Callable[[Run], Iterator[bytes]],
         clock: Clock,

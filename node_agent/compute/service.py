@@ -14,7 +14,7 @@ from functools import partial
 import structlog
 
 from node_agent import __version__
-from node_agent.compute.desk import JobDesk, job_number_of
+from node_agent.compute.desk import JobDesk, job_number_of, open_run_of
 from node_agent.compute.documents import document
 from node_agent.compute.jobcontracts import JobVantage6Contract, OceanContract
 from node_agent.compute.ledger import JobRecord, Ledger
@@ -27,9 +27,9 @@ from node_agent.config import Settings
 from node_agent.domain.assets import JobContract
 from node_agent.domain.messages import Message
 from node_agent.domain.ports import Clock, RunFolders, Runtime
-from node_agent.domain.run import Run, RunId
+from node_agent.domain.run import Run, RunId, State
 from node_agent.domain.runlogs import LogMask, LogSharing
-from node_agent.errors import NodeAgentError
+from node_agent.errors import NodeAgentError, RunClosed
 from node_agent.stepports import Contract, Ports, StepSettings
 
 log = structlog.get_logger()
@@ -106,8 +106,10 @@ class ComputeService:
     # --- what the steps of a job work with --------------------------------------------------------------------
 
     def ports_of(self, run: Run, usual: Ports) -> Ports:
-        """Give what the steps of a job's run work with; *usual* is what those of other runs do."""
+        """Return what the steps of a job's run work with; *usual* is what those of other runs do. Raises RunClosed."""
         job = self._ledger.job_by_number(job_number_of(run.id))
+        if job is not None and run.ending is None and run.state < State.FINISHED:
+            _require_as_asked(run, job)
         origin = JobOrigin(self._desk, job, run)
         ports = replace(
             usual,
@@ -149,6 +151,14 @@ class ComputeService:
                         return
         except NodeAgentError as error:
             log.info("live_log_interrupted", run_id=run.id, reason=str(error))
+
+
+def _require_as_asked(run: Run, job: JobRecord) -> None:
+    """Check whether a run asks for the image and the data that the books name for its job. Raises RunClosed."""
+    in_books = open_run_of(job).task
+    if (run.task.image, run.task.databases) != (in_books.image, in_books.databases):
+        log.error("job_not_as_asked", run_id=run.id, image=run.task.image)
+        raise RunClosed("The run asks for another image or other data than the job in the books.")
 
 
 def _settings_of(job: JobRecord, usual: StepSettings) -> StepSettings:

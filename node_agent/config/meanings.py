@@ -61,6 +61,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "PEM file with the organization's RSA private key, needed in an encrypted collaboration and "
             "refused in any other. Not readable by others; a relative name is a systemd credential."
         ),
+        "encryption.fingerprints": (
+            "The only public keys believed for these organizations: fingerprint by the organization's "
+            "number. Of others the first key seen is pinned."
+        ),
         "images.pull": "When the registry is asked: `always`, `missing`, `never`.",
         "images.registries[].host": "Registry, with port if it has one.",
         "images.registries[].username": "User name there.",

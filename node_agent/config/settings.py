@@ -100,6 +100,8 @@ class Settings:
     """The uids of runs; None: they have one user."""
     extras: Extras = field(default_factory=Extras)
     private_key: Path | None = None
+    key_fingerprints: Mapping[int, str] = field(default_factory=dict)
+    """The only public keys that are believed for these organizations, by their numbers."""
     """Where the key of an encrypted collaboration stands; payload/keys.py reads it."""
     share: ShareSection = field(default_factory=ShareSection)
     docker_host: str | None = None
@@ -294,6 +296,7 @@ def _settings(shape: Shape, machine: Machine) -> Settings:
         container_ids=None if shape.container_user else _ids(shape.container_users, machine),
         extras=_extras(shape),
         private_key=shape.encryption.private_key,
+        key_fingerprints={int(number): text for number, text in shape.encryption.fingerprints.items()},
         share=shape.share,
         docker_host=shape.docker_host,
         logging=shape.logging,

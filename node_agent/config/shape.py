@@ -72,6 +72,7 @@ DAY = 86_400
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
+_FINGERPRINT = re.compile(r"(?:[0-9a-f]{4}-){7}[0-9a-f]{4}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-]{0,252}(:[0-9]{1,5})?\Z")
 
 
@@ -210,6 +211,21 @@ class EncryptionSection(Section):
     """Keys for encrypted collaborations."""
 
     private_key: PrivatePath | None = None
+    fingerprints: dict[str, str] = Field(default={})
+
+    @field_validator("fingerprints", mode="before")
+    @classmethod
+    def _are_fingerprints(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for number, fingerprint in value.items():
+            if not str(number).isdecimal() or isinstance(number, bool):
+                raise ValueError(f"names {number!r}; organizations are named by their number at the server")
+            if not isinstance(fingerprint, str) or _FINGERPRINT.fullmatch(fingerprint) is None:
+                raise ValueError(
+                    f"has no fingerprint for organization {number}, as `node-agent key show` prints one"
+                )
+        return {str(number): fingerprint for number, fingerprint in value.items()}
 
 
 class RegistrySection(Section):

@@ -6,10 +6,11 @@
 
 import json
 import os
+import re
 import resource
 import sqlite3
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,38 @@ MEMORY = 1 << 30
 CPU_SECONDS = 30
 MAX_COLUMNS = 10_000
 MAX_NAME = 256
+_NUMBER = re.compile(
+    r"[-+]?[$€£]?\s?[0-9]*[.,]?[0-9]+(?:[.,][0-9]+)*(?:[eE][-+]?[0-9]+)?\s?[%€$£]?|nan|inf", re.IGNORECASE
+)
+_DATE = re.compile(r"[0-9]{1,4}[-./][0-9]{1,2}[-./][0-9]{1,4}|[0-9]{1,2}:[0-9]{2}")
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%' ESCAPE '@' LIMIT 2"
 
 
 def _csv(path: str) -> list[object]:
     import pandas as pd
 
+    first = pd.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False)
+    if len(first):
+        require_header(list(first.iloc[0]))
     return list(pd.read_csv(path, nrows=0).columns)
+
+
+def require_header(cells: Sequence[str]) -> None:
+    """Check whether the first line of a file may be names and not a patient's values. Raises NoHeader."""
+    names = [cell.strip() for cell in cells]
+    # the first column of an exported table often has no name
+    named = names[1:] if len(names) > 1 and not names[0] else names
+    if not all(named) or len(set(names)) < len(names) or any(map(_is_value, named)):
+        raise NoHeader
+
+
+def _is_value(cell: str) -> bool:
+    """Tell whether a cell is a number, a date, or a time."""
+    return _NUMBER.fullmatch(cell) is not None or _DATE.search(cell) is not None
+
+
+class NoHeader(Exception):
+    """The first line of a file does not look like the names of its columns."""
 
 
 def _excel(path: str) -> list[object]:

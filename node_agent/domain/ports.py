@@ -55,6 +55,8 @@ class OpenRun:
     task: Task
     input: Iterable[bytes] = field(default=(), repr=False)
     """Read once, piece by piece, before the next run is asked for. Raises InputUnreadable, also in the middle."""
+    input_digest: str = ""
+    """SHA-256 of the input, hexadecimal, once it is kept on this machine."""
     input_blob: BlobId | None = None
     """Where the input lies instead, when the server has a blob store."""
     claimed_at: float | None = None
@@ -188,6 +190,28 @@ class Seal(Protocol):
 
     def sealed_blob(self, result: Path, key: str) -> Iterable[bytes]:
         """Give a result as it travels to the blob store, piece by piece; asks nobody. Raises KeyMissing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedKey:
+    """The public key, as it travels, that this node uses for an organization; *offered*: another one at the server."""
+
+    organization: OrganizationId
+    key: str
+    offered: str | None = None
+
+
+class KeyPins(Protocol):
+    """The public keys of organizations this node holds to."""
+
+    def pinned(self, organization: OrganizationId) -> PinnedKey | None:
+        """Return what is pinned for an organization; None when nothing is."""
+
+    def pin(self, organization: OrganizationId, key: str) -> None:
+        """Pin the first key of an organization; one that is pinned stays."""
+
+    def offer(self, organization: OrganizationId, key: str | None) -> bool:
+        """Record which other key the server shows, None for none any more; True when that is news."""
 
 
 class Stores(Protocol):
@@ -412,11 +436,14 @@ class Journal(Protocol):
 class RunFolders(Protocol):
     """The private directories of runs and jobs. Every call may raise DiskFull."""
 
-    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> None:
-        """Keep the input; does nothing when the container's folder has it already.
+    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> str:
+        """Keep the input, unless one is kept, and return its SHA-256. Raises InputChanged when the kept one differs.
 
         What *content* raises passes through, and nothing is kept then.
         """
+
+    def input_digest(self, run_id: RunId) -> str | None:
+        """Return the SHA-256 of the kept input; None when the container's folder has taken it over, or there is none."""
 
     def has_input(self, run_id: RunId) -> bool:
         """Tell whether the input is kept."""

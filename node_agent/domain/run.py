@@ -92,6 +92,8 @@ class Run:
     """What is wrong with the run as the server sent it; such a run fails when it is admitted."""
     input_blob: BlobId | None = None
     """Where the input lies in the server's blob store, where the result belongs then; None when there is no such store."""
+    input_digest: str = ""
+    """SHA-256 of the input that was judged, hexadecimal; empty when an older agent accepted the run."""
     result_blob: BlobId | None = None
     """Where the result lies, once it was stored: it is not stored twice."""
     announced: Status = Status.PENDING

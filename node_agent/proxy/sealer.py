@@ -14,7 +14,7 @@ import structlog
 
 from node_agent.domain.ports import Body
 from node_agent.domain.task import OrganizationId
-from node_agent.errors import KeyMissing
+from node_agent.errors import KeyChanged, KeyMissing
 from node_agent.payload.chunks import Base64Of, Chunks, Literal, NotBase64, decoded_base64
 from node_agent.payload.codec import PublicKeyOf
 from node_agent.payload.envelope import (
@@ -140,8 +140,8 @@ class EnvelopeSealer:
             raise CannotSeal(f"The input for organization {number} is not base64: {error}.") from error
         try:
             key = self._public_key_of(number)
-        except KeyMissing as error:
-            raise CannotSeal(str(error)) from error
+        except (KeyMissing, KeyChanged) as error:
+            raise CannotSeal(error.message) from error
         return {**part, "input": Sealed(message, key)}
 
     def _opened_part(self, part: object) -> object:

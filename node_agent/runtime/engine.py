@@ -455,7 +455,7 @@ class DockerEngine:
         """List every container that has our label, but for those that keep the bridge and namespaces."""
         with self._connection.client() as client:
             listed = client.containers(all=True, filters={"label": f"{LABEL_NAME}={self._name}"})
-            wanted = [entry for entry in listed if LABEL_KEEPER not in (entry.get("Labels") or {})]
+            wanted = [entry for entry in listed if not (entry.get("Labels") or {}).get(LABEL_KEEPER)]
             found = [_inspected(client, entry["Id"]) for entry in wanted]
         return tuple(report_of(description) for description in found if description is not None)
 

@@ -77,7 +77,7 @@ class Keeper:
         except NotFound:
             return None
         labels = (found.get("Config") or {}).get("Labels") or {}
-        if labels.get(LABEL_NAME) != self._agent or LABEL_KEEPER not in labels:
+        if labels.get(LABEL_NAME) != self._agent or not labels.get(LABEL_KEEPER):
             raise ConfigError(
                 f"Another container has the name {self._name}, and it is not ours.",
                 hint="Rename or remove it.",

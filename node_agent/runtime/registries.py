@@ -68,7 +68,8 @@ class Account:
 def registry_of(image: ImageName) -> str:
     """Name the registry an image comes from."""
     first, slash, _ = image.name.partition("/")
-    named = slash and ("." in first or ":" in first or first == "localhost")
+    # engines take a part with a capital letter for a host: no name at Docker Hub has one
+    named = slash and ("." in first or ":" in first or first == "localhost" or first != first.lower())
     return first if named else DOCKER_HUB
 
 

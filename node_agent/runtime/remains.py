@@ -61,7 +61,7 @@ class EngineRemains:
 
     def _probes(self, listed: Iterable[Mapping[str, Any]]) -> Iterator[Leftover]:
         for entry in listed:
-            marked = LABEL_PROBE in (entry.get("Labels") or {})
+            marked = bool((entry.get("Labels") or {}).get(LABEL_PROBE))
             if marked and self._is_ours(entry) and self._is_old(float(entry.get("Created") or self._now())):
                 name = next(iter(entry.get("Names") or ()), entry["Id"])
                 yield Leftover(kind="container", id=str(entry["Id"]), name=str(name).lstrip("/"))

@@ -87,9 +87,11 @@ def container_config(
 
 
 def labels(agent: str, spec: ContainerSpec) -> dict[str, str]:
-    """Give the labels by which a container is recognised as ours."""
-    mark = {LABEL_PROBE: "true"} if spec.run_id is None else {LABEL_RUN: str(spec.run_id)}
-    return {LABEL_NAME: agent, **mark}
+    """Return the labels by which a container is recognised as ours."""
+    if spec.run_id is None:
+        return {LABEL_NAME: agent, LABEL_PROBE: "true"}
+    # each of ours is set, since an image may bring any of them
+    return {LABEL_NAME: agent, LABEL_RUN: str(spec.run_id), LABEL_PROBE: "", LABEL_KEEPER: ""}
 
 
 def _environment(spec: ContainerSpec) -> list[str]:

@@ -40,7 +40,7 @@ from node_agent.server.exchange import (
     Sends,
     Stream,
 )
-from node_agent.server.keys import OrganizationKeys
+from node_agent.server.keys import KeyTrust, OrganizationKeys
 from node_agent.server.listing import list_runs
 from node_agent.server.spool import Spool
 from node_agent.server.tokens import Tokens
@@ -94,12 +94,13 @@ class HttpServer:
         key: PrivateKey | None = None,
         spool: Path | None = None,
         patience: Retrying | None = None,
+        trust: KeyTrust | None = None,
     ) -> None:
         self._exchange = exchange
         self._tokens = tokens
         self._patience = patience or brief_patience()
         self._spool = Spool(spool)
-        self.keys = OrganizationKeys(self._ask)
+        self.keys = OrganizationKeys(self._ask, trust=trust)
         """Public keys, as the server shows them."""
         self._blobs = Blobs(exchange, tokens, self._ask)
         self._codec: PayloadCodec = PlainCodec() if key is None else SealedCodec(key, self.keys.of)

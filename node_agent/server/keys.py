@@ -1,20 +1,22 @@
-"""The public keys of organizations at the server: read when a message is to be sealed, and given to it once.
+"""The public keys of organizations: which one a message is sealed with, and what the server shows.
 
-Owns how long a key is believed, and what it means when the server's key of this organization is another one. Must not know
-messages.
+The own organization's key is the one on this machine, and the server is never asked for it. For others the configuration
+may name a fingerprint; else the first key seen is pinned, and another one counts only after a person has accepted it.
+Owns how long the server's answer is believed. Must not know messages.
 """
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import structlog
 
+from node_agent.domain.ports import KeyPins
 from node_agent.domain.task import OrganizationId
-from node_agent.errors import ConfigError, KeyMissing
+from node_agent.errors import ConfigError, KeyChanged, KeyMissing
 from node_agent.payload.keys import KeyUnreadable, PublicKey
 from node_agent.server import wire
 from node_agent.server.exchange import Call, Reply
@@ -54,19 +56,83 @@ class PublishedKey:
         return f"unreadable ({self.fault})" if self.fault else "none"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTrust:
+    """Why a key of another organization is believed: the configuration names its fingerprint, or it was pinned."""
+
+    pins: KeyPins | None = None
+    """None: nothing is sealed in this process, so nothing is pinned."""
+    fingerprints: Mapping[int, str] = field(default_factory=dict)
+
+
 class OrganizationKeys:
-    """Public keys as the server shows them; may be used by many threads."""
+    """Public keys that messages are sealed with; may be used by many threads."""
 
     def __init__(
-        self, ask: Callable[[Call], Reply], *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        ask: Callable[[Call], Reply],
+        *,
+        trust: KeyTrust | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
+        self._trust = trust or KeyTrust()
+        self._own: dict[OrganizationId, PublicKey] = {}
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._known: OrderedDict[OrganizationId, tuple[PublicKey, float]] = OrderedDict()
 
+    def keep_own(self, organization: OrganizationId, key: PublicKey) -> None:
+        """Seal for this organization with the key on this machine, whatever the server shows. Raises DiskUnwritable."""
+        self._own[organization] = key
+        if self._trust.pins is not None:
+            # a server that later names another organization as this node's own meets the pin
+            self._trust.pins.pin(organization, key.wire)
+
     def of(self, organization: OrganizationId) -> PublicKey:
-        """Give the key to seal with for an organization. Raises KeyMissing, ServerUnreachable."""
+        """Return the key to seal with for an organization. Raises KeyChanged, KeyMissing, ServerUnreachable."""
+        own = self._own.get(organization)
+        if own is not None:
+            return own
+        shown = self._shown(organization)
+        self._require_trusted(organization, shown)
+        return shown
+
+    def _require_trusted(self, organization: OrganizationId, shown: PublicKey) -> None:
+        expected = self._trust.fingerprints.get(organization)
+        if expected is not None:
+            if shown.fingerprint != expected:
+                log.warning(
+                    "organization_key_changed",
+                    organization=organization,
+                    expected=expected,
+                    offered=shown.fingerprint,
+                )
+                raise _not_named(organization, shown, expected)
+            return
+        if self._trust.pins is not None:
+            self._require_pinned(organization, shown, self._trust.pins)
+
+    def _require_pinned(self, organization: OrganizationId, shown: PublicKey, pins: KeyPins) -> None:
+        found = pins.pinned(organization)
+        if found is None:
+            pins.pin(organization, shown.wire)
+            found = pins.pinned(organization)
+        pinned = shown if found is None else PublicKey.from_wire(found.key)
+        if pinned == shown:
+            if found is not None and found.offered is not None:
+                pins.offer(organization, None)
+            return
+        if pins.offer(organization, shown.wire):
+            log.warning(
+                "organization_key_changed",
+                organization=organization,
+                expected=pinned.fingerprint,
+                offered=shown.fingerprint,
+            )
+        raise _changed(organization, shown, pinned)
+
+    def _shown(self, organization: OrganizationId) -> PublicKey:
         with self._lock:
             known, until = self._known.get(organization, (None, 0.0))
         if known is not None and self._monotonic() < until:
@@ -135,6 +201,23 @@ def different_key(own: PublicKey, published: PublishedKey) -> ConfigError:
         "If this machine's is the wrong one: put the right file at encryption.private_key. "
         "All nodes and users of an organization share one key.",
         faults=(f"at the server:   {published}", f"on this machine: {own.fingerprint}"),
+    )
+
+
+def _changed(organization: OrganizationId, shown: PublicKey, pinned: PublicKey) -> KeyChanged:
+    return KeyChanged(
+        f"The server shows another public key for organization {organization} ({shown.fingerprint}) "
+        f"than the one this node holds to ({pinned.fingerprint}).",
+        hint="Ask that organization for its fingerprint; if it is the new one: "
+        f"node-agent key accept -c FILE {organization}.",
+    )
+
+
+def _not_named(organization: OrganizationId, shown: PublicKey, expected: str) -> KeyChanged:
+    return KeyChanged(
+        f"The server shows a public key for organization {organization} ({shown.fingerprint}) that is not the one named "
+        f"in encryption.fingerprints ({expected}).",
+        hint="Ask that organization for its fingerprint; if it is the new one, name it in encryption.fingerprints.",
     )
 
 

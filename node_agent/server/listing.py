@@ -103,10 +103,17 @@ def _brings(page: Page, seen: set[RunId]) -> bool:
 
 
 def _new_on(page: Page, given: set[RunId]) -> Iterator[OpenRun]:
-    """Give the runs of a page that were not *given* before, oldest first."""
-    yield from (run for run in reversed(page.runs) if run.id not in given)
+    """Yield the runs of a page that were not *given* before, oldest first; of two with one number only the first."""
+    here: set[RunId] = set()
+    for run in reversed(page.runs):
+        if run.id in here:
+            # pages that shift show a run on two of them, but no server shows one twice on the same page
+            log.warning("run_listed_twice", run_id=run.id)
+        elif run.id not in given:
+            yield run
+        here.add(run.id)
     page.discard()
-    given.update(run.id for run in page.runs)
+    given.update(here)
 
 
 def _have_new(pages: Sequence[_Mark]) -> bool:

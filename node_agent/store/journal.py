@@ -61,6 +61,7 @@ _COLUMNS = (
     "finished_at",
     "refusal",
     "entered",
+    "input_digest",
 )
 _INSERT = (
     f"INSERT OR IGNORE INTO run ({', '.join(_COLUMNS)}) "  # noqa: S608 - column names are ours
@@ -181,7 +182,7 @@ class SqliteJournal:
 
 def read_open_runs(state_dir: Path) -> list[Run]:
     """Read every run that is not REMOVED, while an agent may be writing."""
-    return _read(state_dir, _open_runs, nothing=[])
+    return read(state_dir, _open_runs, nothing=[])
 
 
 def _open_runs(connection: sqlite3.Connection) -> list[Run]:
@@ -190,15 +191,16 @@ def _open_runs(connection: sqlite3.Connection) -> list[Run]:
 
 def read_images(state_dir: Path) -> list[PulledImage]:
     """Read which images this agent pulled, while an agent may be writing."""
-    return _read(state_dir, pruning.images_in, nothing=[])
+    return read(state_dir, pruning.images_in, nothing=[])
 
 
 def count_old_runs(state_dir: Path, *, before: float) -> int:
     """Count the runs that were over before that time, while an agent may be writing."""
-    return _read(state_dir, partial(pruning.old_runs_in, before=before), nothing=0)
+    return read(state_dir, partial(pruning.old_runs_in, before=before), nothing=0)
 
 
-def _read(state_dir: Path, question: Callable[[sqlite3.Connection], Answer], *, nothing: Answer) -> Answer:
+def read(state_dir: Path, question: Callable[[sqlite3.Connection], Answer], *, nothing: Answer) -> Answer:
+    """Ask the journal a question, while an agent may be writing; *nothing* is the answer when there is no journal."""
     path = state_dir / FILE_NAME
     if not path.exists():
         return nothing
@@ -234,7 +236,7 @@ def _leave_behind(path: Path) -> None:
 
 def read_history(state_dir: Path, limit: int) -> list[dict[str, Any]]:
     """Read the newest *limit* runs, while an agent may be writing: one dictionary a run, times in epoch seconds."""
-    newest: list[Run] = _read(state_dir, partial(_newest_runs, limit=limit), nothing=[])
+    newest: list[Run] = read(state_dir, partial(_newest_runs, limit=limit), nothing=[])
     return [_to_summary(run) for run in newest]
 
 
@@ -296,6 +298,7 @@ def _to_row(run: Run) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "refusal": _storable(run.refusal),
         "entered": None if run.entered is None else str(run.entered),
+        "input_digest": run.input_digest,
     }
 
 
@@ -329,6 +332,7 @@ def _to_run(row: sqlite3.Row) -> Run:
         finished_at=row["finished_at"],
         refusal=_known(row, "refusal") or "",
         entered=Mark.parse(_known(row, "entered") or ""),
+        input_digest=_known(row, "input_digest") or "",
     )
 
 

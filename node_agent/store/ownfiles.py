@@ -33,13 +33,18 @@ def write(path: Path, content: bytes) -> None:
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file piece by piece. What *pieces* raises passes through, and nothing is kept then."""
     with new_file(path) as file:
-        begun = written = 0
-        for piece in pieces:
-            written += file.write(piece)
-            if written - begun >= _BEHIND:
-                # The disk begins with this while the next is made: to wait for all of it at the end takes longer.
-                os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
-                begun = written
+        fill(file, pieces)
+
+
+def fill(file: BinaryIO, pieces: Iterable[bytes]) -> None:
+    """Write *pieces* into an open file, and let the disk begin with them."""
+    begun = written = 0
+    for piece in pieces:
+        written += file.write(piece)
+        if written - begun >= _BEHIND:
+            # to wait for all of it at the end takes longer
+            os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
+            begun = written
 
 
 @contextmanager

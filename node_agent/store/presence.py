@@ -115,7 +115,9 @@ class PresenceFile:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+        )
         try:
             if os.fstat(descriptor).st_size != 2 * LINE:
                 _make_room(descriptor)

@@ -18,11 +18,14 @@ goes through `store.untrusted`, by descriptor. All else is the agent's alone. Fi
 synced, and renamed.
 """
 
+import hashlib
 import os
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 from node_agent.domain.contract import RUN_CONTEXT_NAME
@@ -31,9 +34,9 @@ from node_agent.domain.run import RunId
 from node_agent.domain.runlogs import LiveMark
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
-from node_agent.errors import DiskFull, OutputTooLarge
+from node_agent.errors import DiskFull, InputChanged, OutputTooLarge
 from node_agent.store.disk import disk_errors, free_bytes, sync_folder
-from node_agent.store.ownfiles import draft_file, new_file, read_if_there, write, write_pieces
+from node_agent.store.ownfiles import draft_file, fill, new_file, read_if_there, write, write_pieces
 from node_agent.store.untrusted.copying import clone_or_copy
 from node_agent.store.untrusted.giving import hand_over, made_folder, make_file, move_in, share, write_below
 from node_agent.store.untrusted.opening import (
@@ -63,20 +66,52 @@ class DiskRunFolders:
         self._kept = state_dir / "kept"
         self._keeps = keep_seconds > 0
         self._users = RunUsers(self._runs, self._jobs, shared=user, ids=ids)
+        self._storing = threading.Lock()
         with disk_errors():
             for folder in (self._runs, self._jobs):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> None:
-        """Keep the input; does nothing when the container's folder has it already.
+    def store_input(self, run_id: RunId, content: Iterable[bytes]) -> str:
+        """Keep the input, unless one is kept, and return its SHA-256. Raises InputChanged when the kept one differs.
 
         What *content* raises passes through, and nothing is kept then.
         """
-        if self._was_handed_over(run_id, "input"):
-            return
-        with disk_errors():
-            self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
-            write_pieces(self._folder(run_id) / "input", content)
+        digest = hashlib.sha256()
+        is_first = not self.has_input(run_id)
+        if is_first:
+            with disk_errors():
+                self._folder(run_id).mkdir(mode=0o700, exist_ok=True)
+                is_first = self._write_first_input(run_id, _hashed(content, digest))
+        else:
+            for piece in content:
+                digest.update(piece)
+        if not is_first and self.input_digest(run_id) not in {None, digest.hexdigest()}:
+            raise InputChanged(
+                "The server sent another input for this run than before; the first one counts."
+            )
+        return digest.hexdigest()
+
+    def _write_first_input(self, run_id: RunId, pieces: Iterable[bytes]) -> bool:
+        """Write the input, and return False when another one was kept meanwhile: that one stays."""
+        # a name of its own: the thread that lists runs and that of a step may write the same input at once
+        draft = self._folder(run_id) / f".input.{token_hex(8)}.new"
+        with draft_file(draft) as file:
+            fill(file, pieces)
+        with self._storing:
+            if self.has_input(run_id):
+                draft.unlink()
+                return False
+            draft.replace(self._folder(run_id) / "input")
+        sync_folder(self._folder(run_id))
+        return True
+
+    def input_digest(self, run_id: RunId) -> str | None:
+        """Return the SHA-256 of the kept input; None when the container's folder has taken it over, or there is none."""
+        try:
+            with own_file(self._folder(run_id) / "input") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
 
     def has_input(self, run_id: RunId) -> bool:
         """Check whether the input is kept."""
@@ -397,3 +432,9 @@ def _old_folders(root: Path, before: float) -> list[str]:
 
 def _task_name(run_id: RunId) -> str:
     return f"task-{run_id:09d}"
+
+
+def _hashed(pieces: Iterable[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for piece in pieces:
+        digest.update(piece)
+        yield piece

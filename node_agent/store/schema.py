@@ -62,6 +62,16 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE run ADD COLUMN entered TEXT;
     """,
+    """
+    ALTER TABLE run ADD COLUMN input_digest TEXT NOT NULL DEFAULT '';
+    CREATE TABLE organization_key (
+        organization_id INTEGER PRIMARY KEY,
+        key             TEXT NOT NULL,
+        pinned_at       REAL NOT NULL,
+        offered         TEXT,
+        offered_at      REAL
+    );
+    """,
 )
 """Step n brings a journal of version n to version n + 1; steps are never edited once released."""
 

@@ -78,7 +78,7 @@ def checks(place: Machine, asked: ProbePlan, **how: Any) -> list[Check]:
 
 
 def probes_of(place: Machine) -> list[Container]:
-    mark = {"label": [f"{LABEL_NAME}={place.name}", LABEL_PROBE]}
+    mark = {"label": [f"{LABEL_NAME}={place.name}", f"{LABEL_PROBE}=true"]}
     return place.client.containers.list(all=True, filters=mark, ignore_removed=True)
 
 

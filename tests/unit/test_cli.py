@@ -70,6 +70,7 @@ def giving(value: Any) -> Callable[..., Any]:
 NOTHING = Parts(
     load=giving(SETTINGS), load_place=giving(SETTINGS), run=never, check=never, history=never, sight=never,
     see_api=giving(None), agent=never, create_key=never, show_key=never, upload_key=never, replace_key=never,
+    list_keys=never, accept_key=never,
     would_go=never, prune=never, ensure_network=never, remove_network=never,
 )  # fmt: skip
 

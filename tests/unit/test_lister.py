@@ -1,5 +1,6 @@
 """The lister: one listing per wish, inputs to disk, and no answer but a whole one."""
 
+import hashlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,22 @@ def test_a_key_that_is_refused_is_not_taken_for_a_server_that_is_away(bench: Ben
     bench.lister.serve_one(None)
     bench.lister.serve_one(None)
     assert isinstance(bench.posted[-1], RunsListed)
+
+
+# --- one run, two inputs ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_listed_again_with_another_input_before_it_was_taken_in_keeps_the_first(
+    bench: Bench,
+) -> None:
+    bench.server.add(make_open_run(1, input=[b"allowed"]))
+    bench.lister.serve_one(None)
+    bench.server.add(make_open_run(1, input=[b"forbidden"]))
+    with capture_logs() as lines:
+        bench.lister.serve_one(None)
+    first, second = (message.runs[0] for message in bench.posted)
+    assert first.input_digest == hashlib.sha256(b"allowed").hexdigest()
+    assert (first.fault, second.input_digest) == ("", "")
+    assert "another input" in second.fault
+    assert [line["event"] for line in lines] == ["input_changed"]
+    assert bench.folders.read_input(RunId(1), limit=100) == b"allowed"

@@ -1,5 +1,6 @@
 """The lock: one agent per name and per state directory; the second one learns who the first is."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -109,8 +110,11 @@ def test_a_lock_without_a_readable_pid_is_still_a_lock(name: str, tmp_path: Path
     lock.release()
 
 
-def test_a_full_disk_is_said_and_passes(name: str, tmp_path: Path) -> None:
-    (tmp_path / "lock").symlink_to("/dev/full")
+def test_a_full_disk_is_said_and_passes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(DiskFull, match="full") as trouble:
         AgentLock(name, tmp_path)
     assert "Free some space" in trouble.value.hint
@@ -130,3 +134,24 @@ def test_the_lock_file_does_not_grow_from_one_agent_to_the_next(name: str, tmp_p
     AgentLock(name, tmp_path).release()
     assert (tmp_path / "lock").stat().st_size == size
     assert (tmp_path / "lock").read_text().split() == [str(os.getpid())]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("listens", [True, False])
+def test_another_user_who_binds_the_abstract_socket_keeps_no_agent_from_starting(
+    name: str, tmp_path: Path, *, listens: bool
+) -> None:
+    squat = (
+        "import os, socket, sys; os.setuid(64300); s = socket.socket(socket.AF_UNIX);"
+        f"s.bind('\\0node-agent.' + sys.argv[1]); {'s.listen()' if listens else 'pass'};"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", squat, name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as squatter:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == "held\n"
+        lock = AgentLock(name, tmp_path)
+        with pytest.raises(ConfigError):
+            AgentLock(name, tmp_path.parent)
+        lock.release()
+        squatter.kill()

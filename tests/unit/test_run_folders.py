@@ -1,6 +1,7 @@
 """The folders of runs: every call may be repeated, and nothing an algorithm leaves there can hurt or stay."""
 
 import errno
+import hashlib
 import os
 import socket
 import stat
@@ -13,7 +14,7 @@ from node_agent.domain.ports import Folders
 from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
-from node_agent.errors import DiskFull, DiskUnwritable, InputUnreadable, OutputTooLarge
+from node_agent.errors import DiskFull, DiskUnwritable, InputChanged, InputUnreadable, OutputTooLarge
 from node_agent.store.disk import disk_errors
 from node_agent.store.rundir import DiskRunFolders
 
@@ -45,13 +46,42 @@ def mode_of(path: Path) -> int:
 # --- before the container -------------------------------------------------------------------------------------
 
 
-def test_the_input_listed_last_is_kept(folders: DiskRunFolders) -> None:
+def test_the_input_listed_first_is_kept_and_another_one_is_refused(folders: DiskRunFolders) -> None:
     assert not folders.has_input(RUN)
-    folders.store_input(RUN, [b"first"])
-    folders.store_input(RUN, [b"second"])
+    digest = folders.store_input(RUN, [b"fir", b"st"])
+    assert digest == hashlib.sha256(b"first").hexdigest() == folders.input_digest(RUN)
+    assert folders.store_input(RUN, [b"first"]) == digest
+    with pytest.raises(InputChanged):
+        folders.store_input(RUN, [b"second"])
     assert folders.has_input(RUN)
     prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
-    assert (task_of(prepared) / "input").read_bytes() == b"second"
+    assert (task_of(prepared) / "input").read_bytes() == b"first"
+    assert folders.input_digest(RUN) is None
+
+
+def test_an_input_that_arrives_while_another_one_is_kept_does_not_replace_it(folders: DiskRunFolders) -> None:
+    def late() -> Iterator[bytes]:
+        yield b"sec"
+        folders.store_input(RUN, [b"first"])
+        yield b"ond"
+
+    with pytest.raises(InputChanged):
+        folders.store_input(RUN, late())
+    assert folders.read_input(RUN, limit=100) == b"first"
+
+
+def test_an_input_that_arrives_while_the_container_takes_the_first_over_is_thrown_away(
+    folders: DiskRunFolders, own_dir: Path
+) -> None:
+    def late() -> Iterator[bytes]:
+        yield b"sec"
+        prepare(folders)
+        yield b"ond"
+
+    folders.store_input(RUN, late())
+    prepared = folders.prepare(RUN, JOB, token=Secret("t"), open_to_all=False)
+    assert (task_of(prepared) / "input").read_bytes() == b"input"
+    assert not list(own_dir.glob("runs/*/.input*"))
 
 
 def test_nothing_of_an_input_that_breaks_off_is_kept(folders: DiskRunFolders, own_dir: Path) -> None:

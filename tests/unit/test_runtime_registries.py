@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from node_agent.domain.policy import parse_image
 from node_agent.domain.secret import Secret
 from node_agent.errors import ImageMissing, RegistryUnreachable
 from node_agent.runtime.pulling import refusal
-from node_agent.runtime.registries import RegistryAccounts
+from node_agent.runtime.registries import RegistryAccounts, registry_of
 
 HOST = "registry.example.org"
 SECRET = "hunter2-hunter2"
@@ -171,3 +172,15 @@ def test_a_refused_login_is_told_from_a_missing_one() -> None:
     assert isinstance(wrong, ImageMissing)
     assert "needs a login" in str(without)
     assert "has a login for the registry (images.registries), which is wrong" in str(wrong)
+
+
+@pytest.mark.parametrize(
+    ("reference", "registry"),
+    [("foo/x", "docker.io"), ("x", "docker.io"), ("Foo/x", "Foo"), ("foo.example/x", "foo.example")],
+)
+def test_a_first_part_with_a_capital_letter_is_a_host_and_gets_no_login_of_docker_hub(
+    reference: str, registry: str
+) -> None:
+    image = parse_image(reference)
+    assert image is not None
+    assert registry_of(image) == registry

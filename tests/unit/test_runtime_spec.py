@@ -160,7 +160,13 @@ def test_the_user_of_the_image_stays_only_when_asked_for():
 
 def test_a_probe_is_labelled_without_a_run():
     assert config(run_id=None)["Labels"] == {"node-agent.name": "alpha", "node-agent.probe": "true"}
-    assert config()["Labels"] == {"node-agent.name": "alpha", "node-agent.run": "1"}
+    assert config()["Labels"] == {
+        "node-agent.name": "alpha",
+        "node-agent.run": "1",
+        # an image that brings these would have its container taken for another kind
+        "node-agent.probe": "",
+        "node-agent.keeper": "",
+    }
 
 
 def test_a_container_that_is_as_asked_has_no_differences():

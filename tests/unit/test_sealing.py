@@ -10,7 +10,14 @@ from structlog.testing import capture_logs
 from node_agent.domain.run import BlobId, Outcome, Run, RunId, State, Status
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import OrganizationId
-from node_agent.errors import AccessDenied, DiskFull, KeyMissing, NodeAgentError, ServerUnreachable
+from node_agent.errors import (
+    AccessDenied,
+    DiskFull,
+    KeyChanged,
+    KeyMissing,
+    NodeAgentError,
+    ServerUnreachable,
+)
 from tests.doubles.core import SealBook, make_run, make_task
 from tests.unit.test_steps import RUN, Bench
 
@@ -164,3 +171,23 @@ def test_a_result_whose_readers_key_was_never_kept_waits_for_the_server(
         bench.do("filter", run)
     bench.go("filter", run)
     assert bench.found() == {"result.sealed": b"sealed for key-3: 42"}
+
+
+# --- when the reader's key was exchanged ----------------------------------------------------------------------
+
+
+def test_a_result_whose_readers_key_was_exchanged_is_owed_and_not_sealed_for_the_new_key(
+    bench: SealedBench,
+) -> None:
+    run = bench.ended()
+    bench.seal.faults.plan("reader_key", KeyChanged("another key"))
+    run = bench.go("filter", run)
+    assert (run.state, run.outcome) == (State.FINISHED, Outcome.COMPLETED)
+    assert bench.found() == {"result": b"42"}
+
+
+def test_a_run_is_not_taken_while_the_key_of_its_reader_is_in_doubt(bench: SealedBench) -> None:
+    bench.seal.faults.plan("reader_key", KeyChanged("another key"))
+    with pytest.raises(KeyChanged):
+        bench.do("admit", make_run(1))
+    assert bench.server.entries[RUN].said == []

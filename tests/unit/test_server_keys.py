@@ -1,17 +1,35 @@
 """Public keys at the server: read when needed, believed for a while, and never replaced in silence."""
 
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from structlog.testing import capture_logs
 
+from node_agent import cli
+from node_agent.commands import PARTS
+from node_agent.config import ServerSettings, Settings
+from node_agent.domain.secret import Secret
 from node_agent.domain.task import OrganizationId
-from node_agent.errors import ConfigError, KeyMissing, ServerUnreachable
+from node_agent.errors import ConfigError, KeyChanged, KeyMissing, ServerUnreachable
 from node_agent.payload.keys import PrivateKey, PublicKey
 from node_agent.server.exchange import Call, Reply
-from node_agent.server.keys import BELIEVED_SECONDS, REMEMBERED, KeyState, OrganizationKeys, ensure_published
+from node_agent.server.keys import (
+    BELIEVED_SECONDS,
+    REMEMBERED,
+    KeyState,
+    KeyTrust,
+    OrganizationKeys,
+    ensure_published,
+)
+from node_agent.store.journal import SqliteJournal
+from node_agent.store.pins import JournalPins, read_pins
 
 ALPHA, BETA = OrganizationId(2), OrganizationId(3)
 OWN, OTHER = (PrivateKey(rsa.generate_private_key(65537, 2048)).public for _ in range(2))
@@ -36,8 +54,8 @@ class Server:
             self.texts[f"o{organization}"] = json.loads(call.body)["public_key"]
         return reply(200, {"id": 2, "name": "alpha", "public_key": self.texts[f"o{organization}"]})
 
-    def keys(self) -> OrganizationKeys:
-        return OrganizationKeys(self.ask, monotonic=lambda: self.now)
+    def keys(self, trust: KeyTrust | None = None) -> OrganizationKeys:
+        return OrganizationKeys(self.ask, trust=trust, monotonic=lambda: self.now)
 
 
 def reply(status: int, content: Any) -> Reply:
@@ -172,3 +190,127 @@ def test_the_state_of_the_key_is_told(text: str, state: KeyState) -> None:
 
 def test_a_key_written_in_another_way_is_the_same() -> None:
     assert Server(o2=OWN.wire).keys().of(ALPHA) == PublicKey.from_wire(OWN.wire)
+
+
+# --- whose key is believed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pins(quick_dir: Path) -> Iterator[JournalPins]:
+    with closing(SqliteJournal(quick_dir)):
+        yield JournalPins(quick_dir)
+
+
+def test_the_own_organizations_key_is_the_one_on_this_machine_and_is_never_asked_for(
+    pins: JournalPins,
+) -> None:
+    server = Server(o2=OTHER.wire)
+    keys = server.keys(KeyTrust(pins=pins))
+    keys.keep_own(ALPHA, OWN)
+    keys.forget(ALPHA)
+    assert keys.of(ALPHA) == OWN
+    assert server.asked == []
+
+
+def test_a_server_that_names_another_organization_as_this_nodes_own_meets_the_pin(pins: JournalPins) -> None:
+    Server().keys(KeyTrust(pins=pins)).keep_own(ALPHA, OWN)
+    keys = Server(o2=OTHER.wire).keys(KeyTrust(pins=pins))
+    keys.keep_own(OrganizationId(66), OWN)
+    with pytest.raises(KeyChanged):
+        keys.of(ALPHA)
+
+
+def test_a_key_that_the_server_exchanges_is_not_used_and_that_is_logged_once(pins: JournalPins) -> None:
+    server = Server(o3=OWN.wire)
+    keys = server.keys(KeyTrust(pins=pins))
+    assert keys.of(BETA) == OWN
+    server.texts["o3"] = OTHER.wire
+    server.now = BELIEVED_SECONDS
+    with capture_logs() as lines:
+        for _ in range(3):
+            with pytest.raises(
+                KeyChanged, match=f"{OTHER.fingerprint}.*{OWN.fingerprint}.*key accept -c FILE 3"
+            ):
+                keys.of(BETA)
+    assert [(line["event"], line["expected"], line["offered"]) for line in lines] == [
+        ("organization_key_changed", OWN.fingerprint, OTHER.fingerprint)
+    ]
+
+
+def test_a_pin_outlives_the_process(pins: JournalPins) -> None:
+    assert Server(o3=OWN.wire).keys(KeyTrust(pins=pins)).of(BETA) == OWN
+    with pytest.raises(KeyChanged):
+        Server(o3=OTHER.wire).keys(KeyTrust(pins=pins)).of(BETA)
+
+
+def test_an_accepted_key_is_used_by_the_running_agent(pins: JournalPins, quick_dir: Path) -> None:
+    server = Server(o3=OWN.wire)
+    keys = server.keys(KeyTrust(pins=pins))
+    keys.of(BETA)
+    server.texts["o3"] = OTHER.wire
+    keys.forget(BETA)
+    with pytest.raises(KeyChanged):
+        keys.of(BETA)
+    (shown,) = read_pins(quick_dir)
+    assert (shown.key, shown.offered) == (OWN.wire, OTHER.wire)
+    assert not JournalPins(quick_dir).accept(BETA, "yet another key")
+    assert JournalPins(quick_dir).accept(BETA, OTHER.wire)
+    assert keys.of(BETA) == OTHER
+
+
+def test_an_offer_is_over_when_the_server_shows_the_pinned_key_again(
+    pins: JournalPins, quick_dir: Path
+) -> None:
+    server = Server(o3=OWN.wire)
+    keys = server.keys(KeyTrust(pins=pins))
+    keys.of(BETA)
+    for text in (OTHER.wire, OWN.wire):
+        server.texts["o3"] = text
+        keys.forget(BETA)
+        with suppress(KeyChanged):
+            keys.of(BETA)
+    assert [pin.offered for pin in read_pins(quick_dir)] == [None]
+
+
+def test_of_an_organization_with_a_fingerprint_in_the_configuration_only_that_key_is_taken(
+    pins: JournalPins, quick_dir: Path
+) -> None:
+    trust = KeyTrust(pins=pins, fingerprints={3: OWN.fingerprint})
+    assert Server(o3=OWN.wire).keys(trust).of(BETA) == OWN
+    with pytest.raises(KeyChanged, match=r"encryption\.fingerprints"), capture_logs() as lines:
+        Server(o3=OTHER.wire).keys(trust).of(BETA)
+    assert [line["event"] for line in lines] == ["organization_key_changed"]
+    assert read_pins(quick_dir) == []
+
+
+def test_a_journal_that_no_agent_of_this_version_has_opened_has_no_pins(quick_dir: Path) -> None:
+    assert read_pins(quick_dir) == []
+    with closing(sqlite3.connect(quick_dir / "journal.sqlite")) as older:
+        older.execute("CREATE TABLE run (run_id INTEGER)")
+    assert read_pins(quick_dir) == []
+
+
+def test_the_command_accepts_what_is_offered_and_shows_both_fingerprints(
+    pins: JournalPins, quick_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Settings(
+        name="alpha",
+        server=ServerSettings(url="http://127.0.0.1:1", api_key=Secret("k")),
+        state_dir=quick_dir,
+    )
+    pins.pin(BETA, OWN.wire)
+    pins.offer(BETA, OTHER.wire)
+    parts = replace(PARTS, load_place=lambda _: place)
+    assert cli.main(["key", "list", "-c", "/a.yaml"], parts=parts) == 0
+    assert (
+        f"organization 3: {OWN.fingerprint}; the server shows {OTHER.fingerprint}" in capsys.readouterr().out
+    )
+    assert cli.main(["key", "accept", "-c", "/a.yaml", "3", "--json"], parts=parts) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "organization": 3,
+        "old_fingerprint": OWN.fingerprint,
+        "new_fingerprint": OTHER.fingerprint,
+    }
+    assert [(pin.key, pin.offered) for pin in read_pins(quick_dir)] == [(OTHER.wire, None)]
+    assert cli.main(["key", "accept", "-c", "/a.yaml", "3"], parts=parts) == 78
+    assert cli.main(["key", "list", "-c", "/a.yaml", "--json"], parts=parts) == 0

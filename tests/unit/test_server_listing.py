@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import RunId
@@ -196,3 +197,14 @@ def test_a_large_page_met_late_repeats_nothing() -> None:
     books.too_large = {PAGE_SIZE + 5}
     expected = [i for i in range(1, 2 * PAGE_SIZE + 1) if i != PAGE_SIZE + 5]
     assert sorted(ids(books)) == expected
+
+
+def test_a_run_that_one_page_shows_twice_is_given_once_and_that_is_logged() -> None:
+    first, second = (
+        OpenRun(id=RunId(4), task=Task(id=TaskId(number), job_id=JobId(1), image="i", collaboration_id=1))
+        for number in (1, 2)
+    )
+    page = Page(runs=(second, first), count=2, has_next=False, total=2)
+    with capture_logs() as lines:
+        assert list(list_runs(lambda _number, _size: page)) == [first]
+    assert [line["event"] for line in lines] == ["run_listed_twice"]

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent.domain.messages import KillRequested, TaskHinted
 from node_agent.domain.ports import FinalReport, NodeIdentity, OpenRun
-from node_agent.domain.run import RunId, Status
+from node_agent.domain.run import FIRST_JOB_RUN, RunId, Status
 from node_agent.domain.task import OrganizationId, TaskId
 from node_agent.errors import InputUnreadable, ServerUnreachable
 from node_agent.payload.chunks import Literal
@@ -355,3 +356,22 @@ def test_a_run_that_ended_is_a_reason_to_look_at_its_task(status: str) -> None:
 )
 def test_events_that_tell_of_no_end_are_no_reason_to_look_at_a_task(event: object) -> None:
     assert wire.task_with_an_ended_run(event) is None
+
+
+# --- numbers that belong to the jobs of the compute API -------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [FIRST_JOB_RUN, FIRST_JOB_RUN + 5, 0, -1, True, 9.0, "9", None])
+def test_a_run_with_a_number_the_server_may_not_give_is_ignored_and_logged(number: object) -> None:
+    with capture_logs() as lines:
+        assert wire.parse_run(element(id=number), PlainCodec()) is None
+    assert [line["event"] for line in lines] == ["run_ignored"]
+
+
+def test_the_greatest_number_below_those_of_jobs_is_accepted() -> None:
+    assert parsed(element(id=FIRST_JOB_RUN - 1)).id == FIRST_JOB_RUN - 1
+
+
+def test_the_server_kills_no_job() -> None:
+    event = {"collaboration_id": 1, "kill_list": [killed(FIRST_JOB_RUN + 1, 2), killed(12, 2)]}
+    assert wire.parse_kill(event, ME) == KillRequested(frozenset({RunId(12)}))

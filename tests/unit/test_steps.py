@@ -1,5 +1,6 @@
 """The steps: each repeatable, each with the ports it needs and no more."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from node_agent.errors import (
     DatabaseMissing,
     EngineUnreachable,
     ImageMissing,
+    InputChanged,
     InputUnreadable,
     NotAllowed,
     OutputTooLarge,
@@ -897,3 +899,35 @@ def test_an_input_that_comes_slowly_is_left_when_the_run_is_not_wanted_any_more(
     with pytest.raises(RunClosed):
         nothing_here.do("pull", run)
     assert not nothing_here.ports.folders.has_input(RUN)
+
+
+# --- the input that was judged ---------------------------------------------------------------------------------
+
+
+def test_the_digest_of_the_judged_input_stands_with_the_run(bench: Bench) -> None:
+    digest = hashlib.sha256(b"input").hexdigest()
+    assert bench.go("admit", make_run(1)).input_digest == digest
+    assert bench.go("pull", make_run(1)).input_digest == digest
+
+
+def test_a_container_is_not_given_another_input_than_the_one_that_was_judged(
+    bench: Bench, quick_dir: Path
+) -> None:
+    run = bench.go("pull", bench.go("admit", make_run(1)))
+    (quick_dir / "runs" / "000000001" / "input").write_bytes(b"forbidden")
+    with pytest.raises(InputChanged):
+        bench.do("create", run)
+    assert not bench.engine.boxes
+
+
+def test_an_input_from_the_blob_store_is_held_to_the_one_that_was_judged(
+    bench: Bench, quick_dir: Path
+) -> None:
+    bench.ports.folders.remove(RUN)
+    blob = BlobId("blob")
+    bench.server.blobs[blob] = b"allowed"
+    run = bench.go("pull", bench.go("admit", make_run(1, input_blob=blob)))
+    assert run.input_digest == hashlib.sha256(b"allowed").hexdigest()
+    (quick_dir / "runs" / "000000001" / "input").write_bytes(b"forbidden")
+    with pytest.raises(InputChanged):
+        bench.do("create", run)

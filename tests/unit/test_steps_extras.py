@@ -25,6 +25,7 @@ INPUT = b'{"method": "average", "kwargs": {"column": "age"}}'
 @pytest.fixture
 def bench(quick_dir: Path) -> Bench:
     made = Bench(quick_dir)
+    made.ports.folders.remove(RUN)
     made.ports.folders.store_input(RUN, [INPUT])
     return made
 
@@ -89,6 +90,7 @@ def test_a_description_survives_a_container_that_could_not_be_made_at_first(benc
 
 def test_an_input_too_large_to_be_described_ends_the_run(bench: Bench) -> None:
     bench.settle(extras=Extras(run_context=True))
+    bench.ports.folders.remove(RUN)
     bench.ports.folders.store_input(RUN, [b" " * (LARGEST_INPUT + 1)])
     run = make_run(1, state=State.PULLED, image_id="image-1")
     with pytest.raises(StartFailed, match="too large"):

@@ -10,7 +10,7 @@ from node_agent.domain.ports import NodeIdentity, StatusChange
 from node_agent.domain.run import Run, RunId, Status
 from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.task import OrganizationId, TaskId
-from node_agent.server.wire.shapes import Id, Wire, complaint
+from node_agent.server.wire.shapes import Id, RunNumber, Wire, complaint
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ class _Kill(Wire):
 
 
 class _Killed(Wire):
-    run_id: Id
+    run_id: RunNumber
     organization_id: Id
 
 

@@ -29,6 +29,7 @@ from node_agent.server.wire.shapes import (
     Listed,
     LongString,
     Name,
+    RunNumber,
     Uuid,
     Wire,
     complaint,
@@ -75,8 +76,12 @@ class _Task(Wire):
     databases: Annotated[list[_Database], Field(max_length=100)] | None = None
 
 
+class _RunLink(Wire):
+    id: RunNumber
+
+
 class _Run(Wire):
-    id: Id
+    id: RunNumber
     input: LongString
     status: str | None = None
     started_at: str | None = None
@@ -93,7 +98,7 @@ class _Blob(Wire):
 
 
 class _RunState(Wire):
-    id: Id
+    id: RunNumber
     status: str | None = None
     started_at: str | None = None
     finished_at: str | None
@@ -143,7 +148,7 @@ def parse_page(reply: Reply, codec: PayloadCodec) -> Page:
 def parse_run(element: object, codec: PayloadCodec) -> OpenRun | None:
     """Read one open run, with a fault when something is wrong; None when not even its id is known."""
     try:
-        run_id = RunId(Link.model_validate(element).id)
+        run_id = RunId(_RunLink.model_validate(element).id)
     except ValidationError as error:
         log.warning("run_ignored", why=complaint(error))
         return None

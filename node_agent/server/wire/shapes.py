@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from node_agent.domain.run import FIRST_JOB_RUN
 from node_agent.errors import ServerUnreachable
 from node_agent.payload.longtext import LongText
 from node_agent.server.exchange import shorten
@@ -36,6 +37,8 @@ def _text(value: object) -> str | LongText:
 
 LongString = Annotated[str | LongText, PlainValidator(_text)]
 Id = Annotated[int, Field(gt=0, lt=2**63)]
+RunNumber = Annotated[int, Field(gt=0, lt=FIRST_JOB_RUN)]
+"""The number of a run of the server; greater ones belong to the jobs of the compute API, and the server may name none."""
 Label = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 Image = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_one_word)]
 Uuid = Annotated[str, Field(pattern=rf"\A{UUID}\z")]

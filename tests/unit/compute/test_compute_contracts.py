@@ -165,6 +165,7 @@ def test_a_folder_of_too_many_files_is_refused(scene: Scene) -> None:
 
 def test_an_image_of_vantage6_may_get_the_catalogue_s_entrypoint(scene: Scene) -> None:
     for entrypoint, command in (("", None), ("python -m average", ("python", "-m", "average"))):
+        scene.ports.folders.remove(RUN.id)
         scene.ports.folders.store_input(RUN.id, [b"{}"])
         laid_out = JobVantage6Contract(job(entrypoint=entrypoint)).lay_out(
             RUN, scene.ports, (scene.database(),), token=TOKEN, open_to_all=False
