@@ -12,7 +12,9 @@ from typing import Self
 
 ENGINE = Path("/var/lib/docker")
 # What the engine keeps of its own after it was stopped; it never takes these away.
-OF_THE_ENGINE = frozenset({"docker0", str(ENGINE)})
+OF_THE_ENGINE = frozenset({"docker0", str(ENGINE), "/run/docker/netns/default"})
+# Made by the first `ip netns add`, and never taken away.
+OF_IPROUTE = frozenset({"/run/netns"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def _mounts() -> frozenset[str]:
     return (
         frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
         - OF_THE_ENGINE
+        - OF_IPROUTE
     )
 
 

@@ -79,7 +79,8 @@ REACH = """
             try:
                 asking.settimeout(1.5)
                 asking.sendto(query, (server, 53))
-                return bool(asking.recv(512))
+                # newer engines refuse by themselves (SERVFAIL) where older ones keep silent: what counts is an address
+                return int.from_bytes(asking.recv(512)[6:8], 'big') > 0
             except OSError:
                 return False
 

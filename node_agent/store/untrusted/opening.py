@@ -5,9 +5,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 _UNFOLLOWED = os.O_NOFOLLOW | os.O_CLOEXEC
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | _UNFOLLOWED
@@ -113,7 +113,7 @@ def open_file(name: str | Path, folder: int | None = None) -> int | None:
     return None
 
 
-def own_file(path: Path) -> BinaryIO:
+def own_file(path: Path) -> BufferedReader:
     """Open a file of ours for reading. Raises FileNotFoundError also when something else has its name."""
     file = open_file(path)
     if file is None:
