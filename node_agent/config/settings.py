@@ -3,7 +3,9 @@
 Owns loading as a whole. Must not know what the agent does with a setting.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -171,8 +173,10 @@ def load(path: Path, *, machine: Machine = THIS_MACHINE) -> Settings:
 
 def load_shape(path: Path, *, machine: Machine = THIS_MACHINE) -> Shape:
     """Read a configuration file as it is written, defaults filled in; ConfigError lists every fault at once."""
-    source = _read(path, machine)
+    source, is_open = _read(path, machine)
     shape, faults = _check(source, machine)
+    if is_open:
+        faults = _one_per_place([*_secrets_in(source, path), *faults])
     if shape is None or faults:
         raise ConfigError(
             f"The configuration {path} has {_count(faults)}.",
@@ -197,9 +201,11 @@ def faults_in(content: bytes, machine: Machine) -> list[Fault]:
     return _check(source, machine)[1]
 
 
-def _read(path: Path, machine: Machine) -> Source:
+def _read(path: Path, machine: Machine) -> tuple[Source, bool]:
+    """Return the file's content, and whether every user of this machine can read it."""
     try:
         with path.open("rb") as file:
+            is_open = bool(os.fstat(file.fileno()).st_mode & stat.S_IRWXO)
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
@@ -207,7 +213,7 @@ def _read(path: Path, machine: Machine) -> Source:
             hint="Name the file with --config, and let the agent's user read it.",
         ) from error
     try:
-        return read_document(content, machine.environment)
+        return read_document(content, machine.environment), is_open
     except DocumentError as error:
         raise ConfigError(
             f"The configuration {path} is not usable: {error}.", hint="Correct the file and start again."
@@ -227,7 +233,18 @@ def _check(source: Source, machine: Machine) -> tuple[Shape | None, list[Fault]]
     return shape, _one_per_place(faults)
 
 
-def _one_per_place(faults: list[Fault]) -> list[Fault]:
+_SECRETS = frozenset({"api_key", "password"})
+
+
+def _secrets_in(source: Source, path: Path) -> Iterator[Fault]:
+    """Find the secrets that stand in a file which every user of this machine can read."""
+    for loc, text in source.texts.items():
+        if loc[-1] in _SECRETS and loc[0] in {"server", "images"} and "${" not in text.replace("$${", ""):
+            fault = f"is a secret in a file that every user of this machine can read; run: chmod o= {path}"
+            yield Fault(source.line_of(loc), path_text(loc), fault)
+
+
+def _one_per_place(faults: Iterable[Fault]) -> list[Fault]:
     first: dict[str, Fault] = {}
     for fault in faults:
         first.setdefault(fault.path, fault)

@@ -523,3 +523,49 @@ def test_the_word_off_is_understood_although_yaml_reads_it_as_false(word: str, t
 def test_a_fault_in_a_variable_for_algorithms_does_not_show_it(tmp_path: Path) -> None:
     fault = fault_of(REST + "algorithm_env: {1A: hunter2}\n", tmp_path, PaperMachine({}))
     assert "hunter2" not in fault
+
+
+SECRETS_INSIDE = """\
+name: alpha
+server: {url: "https://server.example.org/api", api_key: "not-a-real-key"}
+state_dir: /var/lib/node-agent/alpha
+images:
+  registries:
+    - {host: registry.example.org, username: alpha, password: "not-a-real-password"}
+"""
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o644])
+def test_secrets_in_a_file_that_every_user_can_read_are_refused_with_the_command_that_closes_it(
+    tmp_path, mode
+):
+    file = tmp_path / "alpha.yaml"
+    file.write_text(SECRETS_INSIDE)
+    file.chmod(mode)
+    with pytest.raises(ConfigError) as refused:
+        load(file)
+    faults = "\n".join(refused.value.faults)
+    assert "server.api_key (line 2): is a secret in a file that every user of this machine can read" in faults
+    assert "images.registries[0].password" in faults
+    assert f"chmod o= {file}" in faults
+    assert "not-a-real" not in faults
+
+
+def test_secrets_in_a_file_of_the_owner_and_a_group_are_taken(tmp_path):
+    file = tmp_path / "alpha.yaml"
+    file.write_text(SECRETS_INSIDE)
+    file.chmod(0o640)
+    assert load(file).server.api_key.reveal() == "not-a-real-key"
+
+
+def test_a_file_that_names_its_secrets_by_variables_may_be_open_to_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALPHA_KEY", "not-a-real-key")
+    monkeypatch.setenv("ALPHA_PASSWORD", "not-a-real-password")
+    file = tmp_path / "alpha.yaml"
+    file.write_text(
+        SECRETS_INSIDE.replace("not-a-real-key", "${ALPHA_KEY}").replace(
+            "not-a-real-password", "${ALPHA_PASSWORD}"
+        )
+    )
+    file.chmod(0o644)
+    assert load(file).server.api_key.reveal() == "not-a-real-key"
