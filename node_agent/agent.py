@@ -5,7 +5,7 @@ time and posts what came of it. Restarting is the normal path: after a start eve
 """
 
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +26,7 @@ from node_agent.domain.messages import (
     NodeCame,
     NodeFactsReady,
     NodeLeft,
+    ParentsWeighed,
     PruneAsked,
     PullProgressed,
     ReloadAsked,
@@ -63,6 +64,8 @@ LISTING_SHARE = 0.1  # of the time, for the server has a thousand runs to look u
 RELIST_SECONDS = 2.0  # after a listing that failed
 OBSERVE_SECONDS = 5.0
 PHASE_SECONDS = 1.0
+WEIGH_SECONDS = 1.0
+WEIGH_PATIENCE_SECONDS = 120.0  # an engine that gave no answer by then is asked again
 SWEEP_SECONDS = 600.0
 PRUNE_SECONDS = 3600.0
 PRUNE_PAUSE_SECONDS = 0.2  # between two batches: runs come first
@@ -119,6 +122,8 @@ class Hands:
     """Remove containers and folders that belong to no open run; a SweepDone comes back."""
     show: Callable[[Snapshot], None]
     """Write the sign of life."""
+    weigh: Callable[[Sequence[Run]], None] = lambda _: None
+    """Ask the engine for the CPU time of these runs; a ParentsWeighed comes back."""
     report_size: Callable[[RunId], int] = lambda _: 0
     """Say how many bytes of result and log wait to be reported."""
     live_logs: LiveLogs | None = None
@@ -155,7 +160,8 @@ class Agent:
         self._node_facts: Mapping[str, object] = {}
         self._company = company or Company()
         self._outside = Outside(clock.monotonic)
-        self._room = WaitingRoom(runs, bounds)
+        self._room = WaitingRoom(runs, bounds, clock.monotonic)
+        self._weighing_since: float | None = None
         self._phases = PhaseWatch(now=clock.monotonic())
         self._progress = Progress(
             runs=runs,
@@ -184,6 +190,7 @@ class Agent:
                 self._poll: POLL_SECONDS,
                 self._look_at_running: OBSERVE_SECONDS,
                 self._look_at_phases: PHASE_SECONDS,
+                self._weigh_parents: WEIGH_SECONDS,
                 self._tidying.sweep: SWEEP_SECONDS,
                 self._prune: PRUNE_SECONDS,
                 self._heartbeat: HEARTBEAT_SECONDS,
@@ -207,6 +214,7 @@ class Agent:
             EngineLost: self._on_engine_lost,
             SpaceSeen: self._on_space_seen,
             SubtaskCreated: self._on_subtask_created,
+            ParentsWeighed: self._on_parents_weighed,
             PullProgressed: self._on_pull_progressed,
             StepDone: self._progress.step_done,
             ImagePulled: self._tidying.image_pulled,
@@ -357,6 +365,10 @@ class Agent:
         if run is not None:
             self._progress.lend_slot(run)
 
+    def _on_parents_weighed(self, message: ParentsWeighed) -> None:
+        self._weighing_since = None
+        self._room.weighed(message.readings, at=message.at)
+
     def _on_pull_progressed(self, message: PullProgressed) -> None:
         run = self._runs.get(message.run_id)
         if run is not None:
@@ -392,6 +404,16 @@ class Agent:
                 self._progress.end(overdue.run, overdue.outcome, overdue.reason)
             except Transient as error:  # the journal refused: the next look decides it again
                 self._outside.trouble(error)
+
+    def _weigh_parents(self) -> None:
+        """Ask the engine whether parents use CPU, when that decides about runs that wait."""
+        now, since = self._clock.monotonic(), self._weighing_since
+        if since is not None and now - since < WEIGH_PATIENCE_SECONDS:
+            return
+        parents = self._room.parents_to_weigh()
+        if parents:
+            self._weighing_since = now
+            self._hands.weigh(parents)
 
     def _pass_logs_on(self) -> None:
         """Send what running algorithms wrote, about once a second.

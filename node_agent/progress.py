@@ -22,6 +22,7 @@ from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
 from node_agent.domain.task import TaskId
+from node_agent.domain.turns import MAX_NESTING, depth_of
 from node_agent.errors import (
     AccessDenied,
     DiskUnwritable,
@@ -384,15 +385,25 @@ class Progress:
         log_of(run).info("run_received", parent_id=run.task.parent_id)
         if run.task.parent_id is not None:
             self._note_subtask_of(run.task.parent_id)
+            self._refuse_if_too_deep(run)
+
+    def _refuse_if_too_deep(self, run: Run) -> None:
+        depth = depth_of(run, self._runs.of_task)
+        if depth is not None and depth > MAX_NESTING:
+            self.end(
+                run,
+                Outcome.NOT_ALLOWED,
+                f"The task is nested {depth} levels deep; this node allows {MAX_NESTING}.",
+            )
 
     def _note_subtask_of(self, task: TaskId) -> None:
         # Known already, unless the agent died between the subtask's creation and its own note of it.
-        for parent in self._runs:
-            if parent.task.id == task:
-                self.lend_slot(parent)
+        parent = self._runs.of_task(task)
+        if parent is not None:
+            self.lend_slot(parent)
 
     def lend_slot(self, run: Run) -> None:
-        """Note that a run has subtasks: while it waits for them, its slot is theirs."""
+        """Record that a run has subtasks: while it waits for them and uses no CPU, its slot is free."""
         if not run.has_subtasks:
             self.record(run, replace(run, has_subtasks=True))
             log_of(run).info("slot_lent_to_subtasks")

@@ -106,6 +106,14 @@ class SubtaskCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class ParentsWeighed:
+    """How many CPU seconds the containers of parents have used at a monotonic time; None where the engine cannot tell."""
+
+    readings: Mapping[RunId, float | None]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class PullProgressed:
     """How far the pull of a run's image is, in bytes."""
 
@@ -198,6 +206,7 @@ Message = (
     | EngineLost
     | SpaceSeen
     | SubtaskCreated
+    | ParentsWeighed
     | PullProgressed
     | StepDone
     | ImagePulled

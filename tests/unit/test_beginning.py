@@ -110,6 +110,7 @@ def test_a_subtask_gets_the_slot_before_older_runs(bench: Bench) -> None:
     bench.receive(1, 2, 3)
     bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING)
     bench.tell(SpaceSeen("full"), SubtaskCreated(RunId(1)))
+    bench.weigh(1)
     bench.list_(make_open_run(9, task=make_task(9, parent_id=TaskId(1))), complete=False)
     bench.tell(SpaceSeen(""))
     assert bench.step_of(9) == "admit"

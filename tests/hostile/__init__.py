@@ -1,0 +1,1 @@
+"""Attacks with real parts: what a hostile algorithm, researcher or server tries, and what holds."""
