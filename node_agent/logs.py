@@ -118,6 +118,7 @@ EVENTS: Mapping[str, str] = {
     "run_received": "The server has a new run for this node.",
     "run_refused": "The policy refuses the run; `rule` is the one that decided.",
     "runs_taken_up": "After a start: how many runs the journal holds that are not over.",
+    "runs_left_at_server": "So many runs wait here that further ones (`runs`) are taken in later.",
     "runs_wait": "Runs wait, and why (`cause`: slots, memory, parents, disk, engine, drain).",
     "runs_wait_no_longer": "No run has to wait any more.",
     "sandbox_bug": "The sandbox's server could not answer a call because of a mistake of ours; it answered 500.",

@@ -10,7 +10,7 @@ from node_agent.domain.ports import Runtime
 from node_agent.domain.run import Run, RunId
 from node_agent.errors import NodeAgentError
 
-IDLE_SHARE = 0.25
+IDLE_SHARE = 0.15
 """Of one CPU: an algorithm that asks the server again and again stays far below, one that computes far above."""
 SPAN_SECONDS = 0.4
 """Two readings must be so far apart to say anything."""

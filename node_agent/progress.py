@@ -35,6 +35,7 @@ from node_agent.errors import (
 )
 from node_agent.outbox import Outbox
 from node_agent.phases import PhaseWatch
+from node_agent.quota import Quota
 from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
 from node_agent.waiting import WaitingRoom
@@ -341,15 +342,18 @@ class Progress:
 
     def take_in_list(self, message: RunsListed) -> None:
         """Take in what is new in a list of open runs and, if it is complete, doubt what it does not show."""
+        quota = Quota(self._runs)
         for listed in message.runs:
             known = self._runs.get(listed.id)
             if known is None:
-                self.take_in(listed, asked_at=message.asked_at)
+                if quota.allows(listed):
+                    self.take_in(listed, asked_at=message.asked_at)
             elif known.task.id != listed.task.id and not listed.fault:
                 self._displace(known)
         # No later list can have been asked for before this one.
         self._ended_at = {run: at for run, at in self._ended_at.items() if at >= message.asked_at}
         if message.complete:
+            quota.tell()
             self._listed = frozenset(listed.id for listed in message.runs)
             self._suspect_absent(self._listed, message.asked_at)
 

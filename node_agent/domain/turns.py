@@ -25,10 +25,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import heapify, heappop, heapreplace
 from operator import itemgetter
+from typing import Protocol
 
 from node_agent.domain.run import Run, RunId, State
-from node_agent.domain.task import TaskId
+from node_agent.domain.task import Task, TaskId
 
 SUBTASKS_IN_A_ROW = 20
 """After so many turns of subtasks a first run has its turn, so that no task with endless subtasks keeps others out."""
@@ -85,7 +87,13 @@ Line = tuple[Kind, Researcher]
 """Where a run waits: behind the others of its kind and its researcher."""
 
 
-def researcher_of(run: Run) -> Researcher:
+class _Asked(Protocol):
+    @property
+    def task(self) -> Task:
+        """The task that the run belongs to."""
+
+
+def researcher_of(run: _Asked) -> Researcher:
     """Return who asked for the run."""
     return run.task.init_user_id or run.task.init_user_name
 
@@ -261,6 +269,8 @@ def lines_of(waiting: Iterable[Run], depth: Mapping[RunId, int] | None = None) -
     return lines
 
 
+_Rank = tuple[int, int, int, Researcher]
+"""Runs of the line's researcher at work, when it had its last turn, its next run (so that no two are equal), whose it is."""
 Eligible = Callable[[Kind, Researcher, Place], bool]
 
 
@@ -278,6 +288,9 @@ class Rotation:
         self._lines: dict[Kind, dict[Researcher, list[Place]]] = {kind: {} for kind in Kind}
         for (kind, who), places in lines.items():
             self._lines[kind][who] = list(places)
+        self._ranked = {kind: [self._rank(kind, who) for who in self._lines[kind]] for kind in Kind}
+        for ranked in self._ranked.values():
+            heapify(ranked)
 
     def take(self, eligible: Eligible | None = None) -> tuple[Kind, Researcher, Place] | None:
         """Return the place whose turn it is among those *eligible*; None when none of them waits."""
@@ -292,6 +305,7 @@ class Rotation:
         self._held[who] += 1
         self._since[kind, who] = self._next
         self._next += 1
+        self._rerank(kind, who)
         self._in_a_row = self._in_a_row + 1 if kind is Kind.SUBTASK else 0
         return kind, who, place
 
@@ -304,18 +318,29 @@ class Rotation:
         if not places:
             del self._lines[kind][who]
 
+    def _rank(self, kind: Kind, who: Researcher) -> _Rank:
+        return self._busy[kind][who], self._since.get((kind, who), 0), self._lines[kind][who][-1].run_id, who
+
+    def _rerank(self, kind: Kind, who: Researcher) -> None:
+        """Rank a line anew after its turn; no other line's rank has changed."""
+        ranked = self._ranked[kind]
+        if ranked[0][3] != who:
+            ranked[:] = [self._rank(kind, each) for each in self._lines[kind]]
+            heapify(ranked)
+        elif who in self._lines[kind]:
+            heapreplace(ranked, self._rank(kind, who))
+        else:
+            heappop(ranked)
+
     def _best(self, kind: Kind, eligible: Eligible | None) -> tuple[Researcher, Place] | None:
-        lines = self._lines[kind]
-        heads = {who: _first_of(kind, who, places, eligible) for who, places in lines.items()}
-        ranked = [
-            ((self._busy[kind][who], self._since.get((kind, who), 0), place.run_id), who, place)
-            for who, place in heads.items()
-            if place is not None
-        ]
-        if not ranked:
-            return None
-        _, who, place = min(ranked, key=itemgetter(0))
-        return who, place
+        ranked = self._ranked[kind]
+        if eligible is None:
+            return (ranked[0][3], self._lines[kind][ranked[0][3]][-1]) if ranked else None
+        for _, _, _, who in sorted(ranked, key=itemgetter(0, 1, 2)):
+            for place in reversed(self._lines[kind][who]):
+                if eligible(kind, who, place):
+                    return who, place
+        return None
 
     def _choose(self, best: Mapping[Kind, tuple[Researcher, Place] | None]) -> Kind | None:
         subtask, first = best[Kind.SUBTASK], best[Kind.FIRST]
@@ -329,12 +354,6 @@ class Rotation:
         if who == other or self._held[who] < self._share:
             return False
         return self._since.get((Kind.FIRST, other), 0) < self._since.get((Kind.SUBTASK, who), 0)
-
-
-def _first_of(kind: Kind, who: Researcher, places: list[Place], eligible: Eligible | None) -> Place | None:
-    if eligible is None:
-        return places[-1]
-    return next((place for place in reversed(places) if eligible(kind, who, place)), None)
 
 
 def in_turn(lines: Lines, standing: Standing) -> Iterator[RunId]:

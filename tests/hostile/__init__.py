@@ -1,1 +1,0 @@
-"""Attacks with real parts: what a hostile algorithm, researcher or server tries, and what holds."""
