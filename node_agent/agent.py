@@ -52,6 +52,7 @@ from node_agent.phases import PhaseWatch
 from node_agent.progress import Progress
 from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
+from node_agent.stuck import StuckStep
 from node_agent.timetable import Timetable
 from node_agent.waiting import WaitingRoom
 
@@ -64,6 +65,7 @@ LISTING_SHARE = 0.1  # of the time, for the server has a thousand runs to look u
 RELIST_SECONDS = 2.0  # after a listing that failed
 OBSERVE_SECONDS = 5.0
 PHASE_SECONDS = 1.0
+WATCH_SECONDS = 1.0
 WEIGH_SECONDS = 1.0
 WEIGH_PATIENCE_SECONDS = 120.0  # an engine that gave no answer by then is asked again
 SWEEP_SECONDS = 600.0
@@ -73,6 +75,7 @@ HEARTBEAT_SECONDS = 300.0
 PRESENCE_SECONDS = 1.0
 LIVE_LOG_SECONDS = 1.0
 PLACES_SHOWN = 50
+STUCK_SHOWN = 5
 LISTING = "listing"  # who may miss the disk, besides runs, the journal and the sweep
 GRACE_SECONDS = 10.0  # for steps in flight when the agent is asked to stop
 
@@ -108,6 +111,8 @@ class Snapshot:
     """Why runs wait; empty when none does."""
     queue: tuple[int, ...] = ()
     """The runs that wait, in the order of their turns; of many only the first."""
+    stuck_steps: tuple[str, ...] = ()
+    """Steps that take longer than they should; of many only the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,10 @@ class Hands:
     """Remove containers and folders that belong to no open run; a SweepDone comes back."""
     show: Callable[[Snapshot], None]
     """Write the sign of life."""
+    kill: Callable[[Run], None] = lambda _: None
+    """End the container of a run at once, beside a step of it that is in flight; nothing comes back."""
+    stuck: Callable[[], Sequence[StuckStep]] = lambda: ()
+    """Return the steps that take longer than their bounds; their threads are replaced."""
     weigh: Callable[[Sequence[Run]], None] = lambda _: None
     """Ask the engine for the CPU time of these runs; a ParentsWeighed comes back."""
     report_size: Callable[[RunId], int] = lambda _: 0
@@ -170,6 +179,7 @@ class Agent:
             clock=clock,
             outside=self._outside,
             submit=hands.submit,
+            kill=hands.kill,
             outbox=Outbox(server=self._outside.server, size_of=hands.report_size),
             room=self._room,
             phases=self._phases,
@@ -190,6 +200,7 @@ class Agent:
                 self._poll: POLL_SECONDS,
                 self._look_at_running: OBSERVE_SECONDS,
                 self._look_at_phases: PHASE_SECONDS,
+                self._watch_steps: WATCH_SECONDS,
                 self._weigh_parents: WEIGH_SECONDS,
                 self._tidying.sweep: SWEEP_SECONDS,
                 self._prune: PRUNE_SECONDS,
@@ -405,6 +416,12 @@ class Agent:
             except Transient as error:  # the journal refused: the next look decides it again
                 self._outside.trouble(error)
 
+    def _watch_steps(self) -> None:
+        try:
+            self._progress.watch(self._hands.stuck(), run_time=self._room.bounds.run_time)
+        except Transient as error:  # the journal refused: the next look decides it again
+            self._outside.trouble(error)
+
     def _weigh_parents(self) -> None:
         """Ask the engine whether parents use CPU, when that decides about runs that wait."""
         now, since = self._clock.monotonic(), self._weighing_since
@@ -496,6 +513,7 @@ class Agent:
             sweeps=self._tidying.sweeps,
             waiting_for=self._room.reason,
             queue=self._room.places(PLACES_SHOWN) if waiting else (),
+            stuck_steps=self._progress.stuck_steps[:STUCK_SHOWN],
         )
 
     def _on_stop_asked(self, message: StopAsked) -> None:

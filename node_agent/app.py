@@ -328,6 +328,8 @@ class Application:
                 sweep=lambda: _in_background(self._sweep, name="sweep"),
                 show=self._show,
                 weigh=self._weigh,
+                kill=self._pool.kill,
+                stuck=self._pool.stuck,
                 report_size=self._folders.report_size,
                 live_logs=self._live_logs,
                 reload=self._begin_reload,

@@ -24,6 +24,7 @@ def bounds_of(limits: LimitsSection, *, machine_memory: int | None) -> Bounds:
         runs_per_person=limits.runs_per_person,
         pull_time=limits.pull_time,
         start_time=limits.start_time,
+        run_time=limits.run_time,
     )
 
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heapreplace
+from math import inf
 from operator import itemgetter
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class Bounds:
     """Runs in flight from which on a researcher yields to others; None: as many as there are slots."""
     pull_time: float = 3600.0
     start_time: float = 300.0
+    run_time: float = inf
 
     @property
     def share(self) -> int:
@@ -270,7 +272,7 @@ def lines_of(waiting: Iterable[Run], depth: Mapping[RunId, int] | None = None) -
 
 
 _Rank = tuple[int, int, int, Researcher]
-"""Runs of the line's researcher at work, when it had its last turn, its next run (so that no two are equal), whose it is."""
+"""Runs of the line's researcher at work, its last turn, its next run (so that no two are equal), the researcher."""
 Eligible = Callable[[Kind, Researcher, Place], bool]
 
 

@@ -71,6 +71,7 @@ from node_agent.progress import MAX_BACKOFF_SECONDS, MAX_REGISTRY_SECONDS, SETTL
 from node_agent.runtable import RunTable
 from node_agent.store.journal import SqliteJournal, read_history, read_images
 from node_agent.store.pruning import BATCH
+from node_agent.stuck import StuckStep
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import ChannelBook, Faults, PatientPool, make_open_run, make_run, make_task
 
@@ -156,6 +157,8 @@ class Bench:
         self.journal = FaultyJournal(state_dir)
         self.lists: list[TaskId | None] = []
         self.sweeps = 0
+        self.killed: list[RunId] = []
+        self.stuck: tuple[StuckStep, ...] = ()
         self.asked_about: list[list[RunId]] = []
         self.shown: list[Snapshot] = []
         self.live_logs = Whispers()
@@ -178,6 +181,8 @@ class Bench:
                 list_runs=self.lists.append,
                 sweep=self._sweep,
                 show=self.shown.append,
+                kill=lambda run: self.killed.append(run.id),
+                stuck=lambda: self.stuck,
                 weigh=lambda runs: self.asked_about.append([run.id for run in runs]),
                 live_logs=self.live_logs,
                 reload=lambda: self.reloads.append("begun"),

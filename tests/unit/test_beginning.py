@@ -343,7 +343,7 @@ def test_all_runs_together_get_what_the_owner_says() -> None:
     limits = LimitsSection(total_memory="10GiB", memory="2GiB", concurrent_runs=9)
     bounds = space.bounds_of(limits, machine_memory=4 * GIB)
     assert bounds == Bounds(
-        slots=9, run_memory=2 * GIB, total_memory=10 * GIB, pull_time=3600, start_time=300
+        slots=9, run_memory=2 * GIB, total_memory=10 * GIB, pull_time=3600, start_time=300, run_time=86400
     )
 
 
