@@ -27,6 +27,8 @@ LOOP = {
     "housekeeping",
     "inputs",
     "outbox",
+    "parents",
+    "quota",
     "timetable",
     "phases",
     "pool",
@@ -35,6 +37,7 @@ LOOP = {
     "runtable",
     "sealing",
     "stepports",
+    "stuck",
     "sweep",
     "waiting",
 }
