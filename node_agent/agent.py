@@ -5,7 +5,7 @@ time and posts what came of it. Restarting is the normal path: after a start eve
 """
 
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +26,7 @@ from node_agent.domain.messages import (
     NodeCame,
     NodeFactsReady,
     NodeLeft,
+    ParentsWeighed,
     PruneAsked,
     PullProgressed,
     ReloadAsked,
@@ -53,6 +54,7 @@ from node_agent.phases import PhaseWatch
 from node_agent.progress import Progress
 from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
+from node_agent.stuck import StuckStep
 from node_agent.timetable import Timetable
 from node_agent.waiting import WaitingRoom
 
@@ -65,6 +67,9 @@ LISTING_SHARE = 0.1  # of the time, for the server has a thousand runs to look u
 RELIST_SECONDS = 2.0  # after a listing that failed
 OBSERVE_SECONDS = 5.0
 PHASE_SECONDS = 1.0
+WATCH_SECONDS = 1.0
+WEIGH_SECONDS = 1.0
+WEIGH_PATIENCE_SECONDS = 120.0  # an engine that gave no answer by then is asked again
 SWEEP_SECONDS = 600.0
 PRUNE_SECONDS = 3600.0
 PRUNE_PAUSE_SECONDS = 0.2  # between two batches: runs come first
@@ -72,6 +77,7 @@ HEARTBEAT_SECONDS = 300.0
 PRESENCE_SECONDS = 1.0
 LIVE_LOG_SECONDS = 1.0
 PLACES_SHOWN = 50
+STUCK_SHOWN = 5
 LISTING = "listing"  # who may miss the disk, besides runs, the journal and the sweep
 GRACE_SECONDS = 10.0  # for steps in flight when the agent is asked to stop
 
@@ -107,6 +113,8 @@ class Snapshot:
     """Why runs wait; empty when none does."""
     queue: tuple[int, ...] = ()
     """The runs that wait, in the order of their turns; of many only the first."""
+    stuck_steps: tuple[str, ...] = ()
+    """Steps that take longer than they should; of many only the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +129,12 @@ class Hands:
     """Remove containers and folders that belong to no open run; a SweepDone comes back."""
     show: Callable[[Snapshot], None]
     """Write the sign of life."""
+    kill: Callable[[Run], None] = lambda _: None
+    """End the container of a run at once, beside a step of it that is in flight; nothing comes back."""
+    stuck: Callable[[], Sequence[StuckStep]] = lambda: ()
+    """Return the steps that take longer than their bounds; their threads are replaced."""
+    weigh: Callable[[Sequence[Run]], None] = lambda _: None
+    """Ask the engine for the CPU time of these runs; a ParentsWeighed comes back."""
     report_size: Callable[[RunId], int] = lambda _: 0
     """Say how many bytes of result and log wait to be reported."""
     live_logs: LiveLogs | None = None
@@ -157,7 +171,8 @@ class Agent:
         self._node_facts: Mapping[str, object] = {}
         self._company = company or Company()
         self._outside = Outside(clock.monotonic)
-        self._room = WaitingRoom(runs, bounds)
+        self._room = WaitingRoom(runs, bounds, clock.monotonic)
+        self._weighing_since: float | None = None
         self._phases = PhaseWatch(now=clock.monotonic())
         self._progress = Progress(
             runs=runs,
@@ -166,6 +181,7 @@ class Agent:
             clock=clock,
             outside=self._outside,
             submit=hands.submit,
+            kill=hands.kill,
             outbox=Outbox(server=self._outside.server, size_of=hands.report_size),
             room=self._room,
             phases=self._phases,
@@ -186,6 +202,8 @@ class Agent:
                 self._poll: POLL_SECONDS,
                 self._look_at_running: OBSERVE_SECONDS,
                 self._look_at_phases: PHASE_SECONDS,
+                self._watch_steps: WATCH_SECONDS,
+                self._weigh_parents: WEIGH_SECONDS,
                 self._tidying.sweep: SWEEP_SECONDS,
                 self._prune: PRUNE_SECONDS,
                 self._heartbeat: HEARTBEAT_SECONDS,
@@ -211,6 +229,7 @@ class Agent:
             SpaceFell: self._on_space_fell,
             SpaceTaken: self._on_space_taken,
             SubtaskCreated: self._on_subtask_created,
+            ParentsWeighed: self._on_parents_weighed,
             PullProgressed: self._on_pull_progressed,
             StepDone: self._progress.step_done,
             ImagePulled: self._tidying.image_pulled,
@@ -369,6 +388,10 @@ class Agent:
         if run is not None:
             self._progress.lend_slot(run)
 
+    def _on_parents_weighed(self, message: ParentsWeighed) -> None:
+        self._weighing_since = None
+        self._room.weighed(message.readings, at=message.at)
+
     def _on_pull_progressed(self, message: PullProgressed) -> None:
         run = self._runs.get(message.run_id)
         if run is not None:
@@ -404,6 +427,22 @@ class Agent:
                 self._progress.end(overdue.run, overdue.outcome, overdue.reason)
             except Transient as error:  # the journal refused: the next look decides it again
                 self._outside.trouble(error)
+
+    def _watch_steps(self) -> None:
+        try:
+            self._progress.watch(self._hands.stuck(), run_time=self._room.bounds.run_time)
+        except Transient as error:  # the journal refused: the next look decides it again
+            self._outside.trouble(error)
+
+    def _weigh_parents(self) -> None:
+        """Ask the engine whether parents use CPU, when that decides about runs that wait."""
+        now, since = self._clock.monotonic(), self._weighing_since
+        if since is not None and now - since < WEIGH_PATIENCE_SECONDS:
+            return
+        parents = self._room.parents_to_weigh()
+        if parents:
+            self._weighing_since = now
+            self._hands.weigh(parents)
 
     def _pass_logs_on(self) -> None:
         """Send what running algorithms wrote, about once a second.
@@ -486,6 +525,7 @@ class Agent:
             sweeps=self._tidying.sweeps,
             waiting_for=self._room.reason,
             queue=self._room.places(PLACES_SHOWN) if waiting else (),
+            stuck_steps=self._progress.stuck_steps[:STUCK_SHOWN],
         )
 
     def _on_stop_asked(self, message: StopAsked) -> None:

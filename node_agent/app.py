@@ -9,7 +9,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
@@ -61,6 +61,7 @@ from node_agent.following import FollowedLogs, log_mask_of
 from node_agent.gates.quiet import Quiet
 from node_agent.lister import Lister
 from node_agent.openings import gates_of
+from node_agent.parents import weigh
 from node_agent.payload.chunks import base64_length
 from node_agent.payload.keys import PrivateKey
 from node_agent.payload.sealing import EnvelopeSeal
@@ -350,6 +351,9 @@ class Application:
                 list_runs=self._lister.ask,
                 sweep=lambda: _in_background(self._sweep, name="sweep"),
                 show=self._show,
+                weigh=self._weigh,
+                kill=self._pool.kill,
+                stuck=self._pool.stuck,
                 report_size=self._folders.report_size,
                 live_logs=self._live_logs,
                 reload=self._begin_reload,
@@ -491,6 +495,12 @@ class Application:
             pause = min(LAST_PAUSE_SECONDS, pause * 2)
 
     # --- what the control loop sets in motion, each in a thread of its own --------------------------------------
+
+    def _weigh(self, parents: Sequence[Run]) -> None:
+        def read() -> None:
+            self._post(weigh(parents, self._site.engine, self._clock.monotonic))
+
+        _in_background(read, name="parents")
 
     def _sweep(self) -> None:
         try:

@@ -4,7 +4,8 @@ Everything here happens in the control thread and waits for nothing. Only here a
 """
 
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import inf
 
 import structlog
 
@@ -18,10 +19,12 @@ from node_agent.domain.lifecycle import (
     next_step,
     status_of,
 )
+from node_agent.domain.mark import seconds_since
 from node_agent.domain.messages import RunsListed, StepDone
 from node_agent.domain.ports import Channel, Clock, Journal, OpenRun, StatusChange
 from node_agent.domain.run import Outcome, Run, RunId, State
 from node_agent.domain.task import TaskId
+from node_agent.domain.turns import MAX_NESTING, depth_of
 from node_agent.errors import (
     AccessDenied,
     DiskUnwritable,
@@ -34,8 +37,10 @@ from node_agent.errors import (
 )
 from node_agent.outbox import Outbox
 from node_agent.phases import PhaseWatch
+from node_agent.quota import Quota
 from node_agent.runlog import log_of
 from node_agent.runtable import RunTable
+from node_agent.stuck import ABANDONED, KILL_AFTER_SECONDS, KILL_AGAIN_SECONDS, StuckStep
 from node_agent.waiting import WaitingRoom
 
 log = structlog.get_logger()
@@ -44,9 +49,17 @@ MAX_BACKOFF_SECONDS = 30.0
 MAX_DISK_SECONDS = 4.0  # to try the state directory again costs nobody else anything
 MAX_REGISTRY_SECONDS = 4.0  # nothing but the next try finds out that a registry is back
 SETTLE_SECONDS = 1.0
+RUN_TIME_GRACE_SECONDS = 10.0  # the run's own look at its time comes first, and says more
+_HAS_CONTAINER = frozenset({State.PULLED, State.CREATED, State.RUNNING})
 
 _ENGINE_STEPS = frozenset({"pull", "create", "start", "observe", "remove"})
 """Steps that end well only when the engine answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    step: str
+    since: float
 
 
 class Progress:
@@ -61,6 +74,7 @@ class Progress:
         clock: Clock,
         outside: Outside,
         submit: Callable[[str, Run], None],
+        kill: Callable[[Run], None],
         outbox: Outbox,
         room: WaitingRoom,
         phases: PhaseWatch,
@@ -71,13 +85,17 @@ class Progress:
         self._clock = clock
         self._outside = outside
         self._submit = submit
+        self._kill = kill
         self._outbox = outbox
         self._room = room
         self._phases = phases
         self._learned_at: dict[RunId, float] = {}
         self._ended_at: dict[RunId, float] = {}
         self._due: dict[RunId, float] = {}
-        self._busy: set[RunId] = set()
+        self._busy: dict[RunId, _InFlight] = {}
+        self._abandoned: set[tuple[RunId, str]] = set()
+        self._stuck: dict[tuple[RunId, str], StuckStep] = {}
+        self._killed_at: dict[RunId, float] = {}
         self._retries: dict[RunId, int] = {}
         self._suspects: set[RunId] = set()
         self._listed: frozenset[RunId] | None = None
@@ -139,7 +157,7 @@ class Progress:
             self._set_in_motion("admit", run)
 
     def _set_in_motion(self, step: str, run: Run) -> None:
-        self._busy.add(run.id)
+        self._busy[run.id] = _InFlight(step, self._clock.monotonic())
         self._submit(step, run)
 
     def _choose(self, run: Run) -> str | None:
@@ -151,7 +169,9 @@ class Progress:
 
     def step_done(self, done: StepDone) -> None:
         """Take in what came of a step."""
-        self._busy.discard(done.run_id)
+        if self._came_late(done):
+            return
+        self._busy.pop(done.run_id, None)
         self._room.leave(done.run_id)
         run = self._runs[done.run_id]
         if done.step == "report":
@@ -164,6 +184,69 @@ class Progress:
             self._step_failed(run, done.step, done.error)
         if not isinstance(done.error, DiskUnwritable):
             self.disk_served(run.id)
+
+    def _came_late(self, done: StepDone) -> bool:
+        """Check whether the run was taken further without this step, whose result must not count then."""
+        key = (done.run_id, done.step)
+        in_flight = self._busy.get(done.run_id)
+        if key not in self._abandoned or (in_flight is not None and in_flight.step == done.step):
+            return False
+        self._abandoned.discard(key)
+        log.info("step_came_late", run_id=done.run_id, step=done.step)
+        return True
+
+    def watch(self, stuck: Collection[StuckStep], *, run_time: float) -> None:
+        """Enforce what must not wait for a step: run time, the end of a container, and going on without a stuck step."""
+        self._note_stuck(stuck)
+        self._end_overdue(run_time)
+        now = self._clock.monotonic()
+        for run_id, in_flight in list(self._busy.items()):
+            run = self._runs.get(run_id)
+            if run is None or run.ending is None or in_flight.step not in ABANDONED:
+                continue
+            if now - in_flight.since > KILL_AFTER_SECONDS:
+                self._kill_now(run, now)
+            if (run_id, in_flight.step) in self._stuck:
+                self._abandon(run, in_flight.step)
+
+    def _note_stuck(self, stuck: Collection[StuckStep]) -> None:
+        before = self._stuck
+        self._stuck = {(step.run_id, step.step): step for step in stuck}
+        for key in self._stuck.keys() - before.keys():
+            found = self._stuck[key]
+            log.warning("step_stuck", run_id=found.run_id, step=found.step, seconds=round(found.seconds))
+
+    @property
+    def stuck_steps(self) -> tuple[str, ...]:
+        """Return what is said of each step that takes longer than its bound."""
+        return tuple(str(step) for step in self._stuck.values())
+
+    def _end_overdue(self, run_time: float) -> None:
+        """End runs whose time is over although no step said so: their own look at the time hangs."""
+        now = self._clock.mark()
+        for run in self._runs.begun():
+            spent = seconds_since(run.entered, now=now)
+            if (
+                run.state is State.RUNNING
+                and run.ending is None
+                and spent > run_time + RUN_TIME_GRACE_SECONDS
+            ):
+                reason = (
+                    f"The algorithm was stopped after {spent:.0f} seconds; this node allows {run_time:.0f}."
+                )
+                self.end(run, Outcome.TIME_LIMIT, reason)
+
+    def _kill_now(self, run: Run, now: float) -> None:
+        if run.state in _HAS_CONTAINER and now - self._killed_at.get(run.id, -inf) > KILL_AGAIN_SECONDS:
+            self._killed_at[run.id] = now
+            self._kill(run)
+
+    def _abandon(self, run: Run, step: str) -> None:
+        """Go on without a step that hangs; whatever comes of it later is ignored."""
+        self._abandoned.add((run.id, step))
+        self._busy.pop(run.id, None)
+        self._room.leave(run.id)
+        self.make_due(run.id)
 
     def _step_succeeded(self, run: Run, step: str, result: StepResult | None) -> None:
         self._phases.note(run.id, "")
@@ -265,7 +348,7 @@ class Progress:
         self.ended += 1
         self._ended_at[run.id] = self._clock.monotonic()
         self._runs.drop(run.id)
-        for known in (self._learned_at, self._due, self._retries, self._report_after):
+        for known in (self._learned_at, self._due, self._retries, self._report_after, self._killed_at):
             known.pop(run.id, None)
         self._outbox.forget(run.id)
         self._quiet.discard(run.id)
@@ -340,15 +423,18 @@ class Progress:
 
     def take_in_list(self, message: RunsListed) -> None:
         """Take in what is new in a list of open runs and, if it is complete, doubt what it does not show."""
+        quota = Quota(self._runs)
         for listed in message.runs:
             known = self._runs.get(listed.id)
             if known is None:
-                self.take_in(listed, asked_at=message.asked_at)
+                if quota.allows(listed):
+                    self.take_in(listed, asked_at=message.asked_at)
             elif known.task.id != listed.task.id and not listed.fault:
                 self._displace(known)
         # No later list can have been asked for before this one.
         self._ended_at = {run: at for run, at in self._ended_at.items() if at >= message.asked_at}
         if message.complete:
+            quota.tell()
             self._listed = frozenset(listed.id for listed in message.runs)
             self._suspect_absent(self._listed, message.asked_at)
 
@@ -385,15 +471,25 @@ class Progress:
         log_of(run).info("run_received", parent_id=run.task.parent_id)
         if run.task.parent_id is not None:
             self._note_subtask_of(run.task.parent_id)
+            self._refuse_if_too_deep(run)
+
+    def _refuse_if_too_deep(self, run: Run) -> None:
+        depth = depth_of(run, self._runs.of_task)
+        if depth is not None and depth > MAX_NESTING:
+            self.end(
+                run,
+                Outcome.NOT_ALLOWED,
+                f"The task is nested {depth} levels deep; this node allows {MAX_NESTING}.",
+            )
 
     def _note_subtask_of(self, task: TaskId) -> None:
         # Known already, unless the agent died between the subtask's creation and its own note of it.
-        for parent in self._runs:
-            if parent.task.id == task:
-                self.lend_slot(parent)
+        parent = self._runs.of_task(task)
+        if parent is not None:
+            self.lend_slot(parent)
 
     def lend_slot(self, run: Run) -> None:
-        """Note that a run has subtasks: while it waits for them, its slot is theirs."""
+        """Record that a run has subtasks: while it waits for them and uses no CPU, its slot is free."""
         if not run.has_subtasks:
             self.record(run, replace(run, has_subtasks=True))
             log_of(run).info("slot_lent_to_subtasks")

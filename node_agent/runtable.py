@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from node_agent.domain.keeping import PulledImage
 from node_agent.domain.policy import parse_image
 from node_agent.domain.run import Run, RunId, State
-from node_agent.domain.task import JobKey
+from node_agent.domain.task import JobKey, TaskId
 
 REMEMBERED = 1000
 """So many runs that are over are still known: the server may list some of them for a while."""
@@ -21,6 +21,7 @@ class RunTable:
     def __init__(self) -> None:
         self._runs: dict[RunId, Run] = {}
         self._begun: dict[RunId, Run] = {}
+        self._of_task: dict[TaskId, RunId] = {}
         self._tokens: dict[str, RunId] = {}
         self._over: dict[RunId, None] = {}
 
@@ -94,13 +95,19 @@ class RunTable:
         """Give the run; None when it is not here."""
         return self._runs.get(run_id)
 
+    def of_task(self, task: TaskId) -> Run | None:
+        """Return the run of the task, the newest of several; None when none is here."""
+        run_id = self._of_task.get(task)
+        return None if run_id is None else self._runs.get(run_id)
+
     def begun(self) -> list[Run]:
-        """Give the runs that had their turn: few, however many wait, so that looking at all of them is cheap."""
+        """Return the runs that had their turn, in that order: few, however many wait, so this is cheap."""
         return list(self._begun.values())
 
     def keep(self, run: Run) -> None:
         """Take a run in, or its newer form."""
         self._runs[run.id] = run
+        self._of_task[run.task.id] = run.id
         if run.state > State.RECEIVED:
             self._begun[run.id] = run
         if run.token_hash is None or run.is_job:
@@ -112,7 +119,9 @@ class RunTable:
 
     def drop(self, run_id: RunId) -> None:
         """Let a run go that is REMOVED."""
-        self._runs.pop(run_id, None)
+        dropped = self._runs.pop(run_id, None)
+        if dropped is not None and self._of_task.get(dropped.task.id) == run_id:
+            del self._of_task[dropped.task.id]
         self._begun.pop(run_id, None)
         self._over[run_id] = None
         if len(self._over) > REMEMBERED:

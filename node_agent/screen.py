@@ -216,6 +216,7 @@ def status_lines(seen: _Seen) -> list[str]:
         *_disk(seen, said.disk_problem),
         f"runs    {said.waiting} waiting, {said.working} working, {said.finished} ended since the start",
         *([f"waits   because {plain(said.waiting_for)}"] if said.waiting_for else []),
+        *(f"stuck   {plain(step)}" for step in said.stuck_steps),
         _owed(said),
     ]
 

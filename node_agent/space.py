@@ -21,8 +21,10 @@ def bounds_of(limits: LimitsSection, *, machine_memory: int | None) -> Bounds:
         slots=limits.concurrent_runs,
         run_memory=limits.memory,
         total_memory=memory_for_runs(limits, machine_memory=machine_memory),
+        runs_per_person=limits.runs_per_person,
         pull_time=limits.pull_time,
         start_time=limits.start_time,
+        run_time=limits.run_time,
     )
 
 

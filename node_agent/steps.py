@@ -353,7 +353,7 @@ def stop(run: Run, ports: Ports) -> StepResult:
     """
     ports.tokens.forget(run.id)
     try:
-        _stop_container(run, ports)
+        end_container(run, ports)
     except EngineUnreachable as error:
         if run.state >= State.RUNNING:
             raise
@@ -366,12 +366,14 @@ def stop(run: Run, ports: Ports) -> StepResult:
     return Advance(State.FINISHED, {"outcome": run.ending, "finished_at": ports.clock.now()})
 
 
-def _stop_container(run: Run, ports: Ports) -> None:
+def end_container(run: Run, ports: Ports) -> bool:
+    """End the run's container, and return whether there is one; safe beside any step of the run."""
     if run.state < State.PULLED:
-        return  # nothing was ever created
+        return False  # nothing was ever created
     container = run.container or ports.runtime.find_container(run.id)
     if container is not None:
         ports.runtime.stop(container)
+    return container is not None
 
 
 _WITH_RESULT = frozenset({Outcome.COMPLETED, Outcome.CRASHED, Outcome.OUT_OF_MEMORY})

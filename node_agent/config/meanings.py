@@ -84,13 +84,19 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
             "longest unused first, until it is not."
         ),
         "limits.concurrent_runs": (
-            "Runs at the same time, of the whole agent. A run that waits for its subtasks does not count."
+            "Runs at the same time, of the whole agent. A run that waits for its subtasks and "
+            "uses no CPU does not count."
         ),
         "limits.cpus": "CPUs of a run.",
         "limits.memory": "Memory of a run; there is no swap beyond it.",
         "limits.total_memory": (
-            "Memory of all runs together: a run whose `limits.memory` no longer fits waits. Less than "
+            "Memory of all runs together, those included that wait for subtasks: a run whose `limits.memory` "
+            "no longer fits waits. Less than "
             "`limits.memory` is refused."
+        ),
+        "limits.runs_per_person": (
+            "Runs in flight of one researcher, those included that wait for subtasks, from which on another "
+            "researcher's waiting run goes first. One alone may still use every slot."
         ),
         "limits.pids": "Processes and threads of a run.",
         "limits.open_files": "Open files of each process of a run.",

@@ -282,6 +282,7 @@ class LimitsSection(Section):
     cpus: Annotated[Real, Field(ge=0.01, le=4096)] = 2.0
     memory: Annotated[Size, Field(ge=16 * MIB, le=64 * TIB)] = 4 * GIB
     total_memory: Size | None = None
+    runs_per_person: Annotated[Whole, Field(ge=1, le=1000)] | None = None
     pids: Annotated[Whole, Field(ge=16, le=4_194_304)] = 512
     open_files: Annotated[Whole, Field(ge=64, le=1_048_576)] = 4096
     tmp_size: Annotated[Size, Field(ge=MIB, le=64 * TIB)] = GIB

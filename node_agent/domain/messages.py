@@ -119,6 +119,14 @@ class SubtaskCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class ParentsWeighed:
+    """How many CPU seconds the containers of parents have used at a monotonic time; None where the engine cannot tell."""
+
+    readings: Mapping[RunId, float | None]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class PullProgressed:
     """How far the pull of a run's image is, in bytes."""
 
@@ -213,6 +221,7 @@ Message = (
     | SpaceFell
     | SpaceTaken
     | SubtaskCreated
+    | ParentsWeighed
     | PullProgressed
     | StepDone
     | ImagePulled

@@ -316,6 +316,9 @@ class Runtime(Protocol):
     def inspect(self, container: ContainerId) -> ContainerReport | None:
         """Say how the container is; None when there is none."""
 
+    def cpu_seconds(self, container: ContainerId) -> float | None:
+        """Return the CPU time that the container has used so far; None when the engine cannot tell."""
+
     def stop(self, container: ContainerId) -> None:
         """Kill the container's processes at once; already gone is fine."""
 

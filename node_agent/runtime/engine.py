@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import requests
 from docker import APIClient
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, InvalidVersion, NotFound
 
 from node_agent.domain.container import (
     UNBOUNDED,
@@ -385,6 +385,16 @@ class DockerEngine:
             return with_its_end(
                 report, partial(_events, client), replays=lambda: not podman.is_podman(client)
             )
+
+    def cpu_seconds(self, container: ContainerId) -> float | None:
+        """Return the CPU time that the container has used so far; None when the engine cannot tell."""
+        with self._connection.client() as client:
+            try:
+                found = client.stats(container, stream=False, one_shot=True)
+            except (APIError, InvalidVersion):
+                return None
+        used = found.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
+        return None if used is None else used / 1e9
 
     def stop(self, container: ContainerId) -> None:
         """Kill the container's processes at once; already gone is fine."""

@@ -64,6 +64,8 @@ class Presence:
     """Why runs wait; empty when none does."""
     queue: tuple[int, ...] = ()
     """The runs that wait, in the order of their turns; of many only the first."""
+    stuck_steps: tuple[str, ...] = ()
+    """Steps that take longer than they should; of many only the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

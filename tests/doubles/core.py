@@ -429,6 +429,9 @@ class EngineBook:
             box.phase = Phase.RUNNING
             self.starts[_run_of(box)] += 1
 
+    def cpu_seconds(self, container: ContainerId) -> float | None:
+        return None
+
     def inspect(self, container: ContainerId) -> ContainerReport | None:
         self.faults.meet("inspect")
         return self._report(container) if container in self.boxes else None

@@ -38,6 +38,7 @@ from node_agent.domain.messages import (
     NodeCame,
     NodeFactsReady,
     NodeLeft,
+    ParentsWeighed,
     PruneAsked,
     PullProgressed,
     ReloadAsked,
@@ -54,7 +55,7 @@ from node_agent.domain.ports import OpenRun
 from node_agent.domain.run import ContainerId, Outcome, Run, RunId, State, Status
 from node_agent.domain.runlogs import LogPiece
 from node_agent.domain.task import JobKey, TaskId
-from node_agent.domain.turns import Bounds
+from node_agent.domain.turns import MAX_NESTING, Bounds
 from node_agent.errors import (
     AccessDenied,
     ContainerLost,
@@ -70,6 +71,7 @@ from node_agent.progress import MAX_BACKOFF_SECONDS, MAX_REGISTRY_SECONDS, SETTL
 from node_agent.runtable import RunTable
 from node_agent.store.journal import SqliteJournal, read_history, read_images
 from node_agent.store.pruning import BATCH
+from node_agent.stuck import StuckStep
 from tests.doubles.clock import ManualClock
 from tests.doubles.core import ChannelBook, Faults, PatientPool, make_open_run, make_run, make_task
 
@@ -155,6 +157,9 @@ class Bench:
         self.journal = FaultyJournal(state_dir)
         self.lists: list[TaskId | None] = []
         self.sweeps = 0
+        self.killed: list[RunId] = []
+        self.stuck: tuple[StuckStep, ...] = ()
+        self.asked_about: list[list[RunId]] = []
         self.shown: list[Snapshot] = []
         self.live_logs = Whispers()
         self.reloads: list[str] = []
@@ -176,6 +181,9 @@ class Bench:
                 list_runs=self.lists.append,
                 sweep=self._sweep,
                 show=self.shown.append,
+                kill=lambda run: self.killed.append(run.id),
+                stuck=lambda: self.stuck,
+                weigh=lambda runs: self.asked_about.append([run.id for run in runs]),
                 live_logs=self.live_logs,
                 reload=lambda: self.reloads.append("begun"),
                 reloaded=lambda: self.reloads.append("done"),
@@ -213,6 +221,13 @@ class Bench:
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.agent.turn(0)
+
+    def weigh(self, *parents: int, cpu_share: float = 0.0) -> None:
+        """Let the engine show twice how much CPU these parents use."""
+        for _ in range(2):
+            self.clock.advance(1.0)
+            now = self.clock.monotonic()
+            self.tell(ParentsWeighed({RunId(parent): cpu_share * now for parent in parents}, at=now))
 
     def step_of(self, run_id: int = 1) -> str | None:
         return self.pool.step_of(run_id)
@@ -404,10 +419,12 @@ def test_a_parent_that_waits_lends_its_slot_to_its_subtask(quick_dir: Path, logg
     bench.receive(2)
     assert bench.step_of(2) is None
     bench.tell(SubtaskCreated(RunId(1)), SubtaskCreated(RunId(1)), SubtaskCreated(RunId(99)))
+    bench.weigh(1)
     assert bench.step_of(2) == "admit"
     assert events(logged).count("slot_lent_to_subtasks") == 1
     bench.start()
     bench.receive(3)
+    bench.weigh(1)
     assert bench.step_of(2) == "admit"
     assert bench.step_of(3) is None
     bench.journal.close()
@@ -418,7 +435,42 @@ def test_a_subtask_gets_its_parents_slot_even_when_the_agent_died_before_it_note
     bench.bring_to(State.RUNNING)
     bench.start()
     bench.receive(2, task=make_task(2, parent_id=TaskId(1)))
+    bench.weigh(1)
     assert bench.step_of(2) == "admit"
+    bench.journal.close()
+
+
+def test_a_parent_that_uses_cpu_keeps_its_slot_and_the_engine_is_asked_only_while_somebody_waits(
+    quick_dir: Path,
+) -> None:
+    bench = Bench(quick_dir, concurrent_runs=1)
+    bench.bring_to(State.RUNNING)
+    bench.tell(SubtaskCreated(RunId(1)))
+    bench.wait(5)
+    assert bench.asked_about == []
+    bench.receive(2, task=make_task(2, parent_id=TaskId(1)))
+    bench.wait(5)
+    bench.wait(5)
+    assert bench.asked_about == [[1]], "asked again before the engine answered"
+    bench.weigh(1, cpu_share=0.9)
+    assert bench.step_of(2) is None
+    bench.weigh(1, cpu_share=0.9001)
+    assert bench.step_of(2) is None
+    bench.weigh(1)
+    assert bench.step_of(2) == "admit"
+    bench.journal.close()
+
+
+def test_a_task_nested_too_deep_is_refused(quick_dir: Path) -> None:
+    bench = Bench(quick_dir, concurrent_runs=1)
+    bench.receive(1)
+    for number in range(2, MAX_NESTING + 3):
+        bench.receive(number, task=make_task(number, parent_id=TaskId(number - 1)))
+    assert bench.step_of(MAX_NESTING + 1) is None
+    assert bench.step_of(MAX_NESTING + 2) == "stop"
+    refused = bench.runs[RunId(MAX_NESTING + 2)]
+    assert refused.ending is Outcome.NOT_ALLOWED
+    assert refused.reason == "The task is nested 9 levels deep; this node allows 8."
     bench.journal.close()
 
 

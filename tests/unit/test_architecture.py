@@ -28,6 +28,8 @@ LOOP = {
     "housekeeping",
     "inputs",
     "outbox",
+    "parents",
+    "quota",
     "timetable",
     "phases",
     "pool",
@@ -36,6 +38,7 @@ LOOP = {
     "runtable",
     "sealing",
     "stepports",
+    "stuck",
     "sweep",
     "waiting",
 }

@@ -130,6 +130,7 @@ def test_a_subtask_gets_the_slot_before_older_runs(bench: Bench) -> None:
     bench.receive(1, 2, 3)
     bench.succeed(1, ADMITTED, PULLED, CREATED, RUNNING)
     bench.tell(SpaceSeen("full"), SubtaskCreated(RunId(1)))
+    bench.weigh(1)
     bench.list_(make_open_run(9, task=make_task(9, parent_id=TaskId(1))), complete=False)
     bench.tell(SpaceSeen(""))
     assert bench.step_of(9) == "admit"
@@ -362,7 +363,7 @@ def test_all_runs_together_get_what_the_owner_says() -> None:
     limits = LimitsSection(total_memory="10GiB", memory="2GiB", concurrent_runs=9)
     bounds = space.bounds_of(limits, machine_memory=4 * GIB)
     assert bounds == Bounds(
-        slots=9, run_memory=2 * GIB, total_memory=10 * GIB, pull_time=3600, start_time=300
+        slots=9, run_memory=2 * GIB, total_memory=10 * GIB, pull_time=3600, start_time=300, run_time=86400
     )
 
 

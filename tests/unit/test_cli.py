@@ -268,6 +268,14 @@ def test_status_says_why_runs_wait(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["queue"] == [4]
 
 
+def test_status_says_which_steps_hang(capsys: pytest.CaptureFixture[str]) -> None:
+    hanging = replace(PRESENCE, stuck_steps=("step observe of run 4 takes 99 s",))
+    call("status", sight=giving(Sighting(pid=7, presence=hanging)))
+    assert "stuck   step observe of run 4 takes 99 s" in capsys.readouterr().out
+    call("status", "--json", sight=giving(Sighting(pid=7, presence=hanging)))
+    assert json.loads(capsys.readouterr().out)["stuck_steps"] == ["step observe of run 4 takes 99 s"]
+
+
 def test_a_long_reason_does_not_break_the_table() -> None:
     assert len(screen.run_rows([{**ROW, "reason": "x" * 5000}])[1][-1]) == 100
 

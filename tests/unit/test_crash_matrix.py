@@ -27,6 +27,7 @@ from node_agent.domain.task import DatabaseRequest, OrganizationId, TaskId
 from node_agent.domain.turns import Bounds
 from node_agent.errors import BlobUnreadable, EngineUnreachable, ServerUnreachable, StartFailed
 from node_agent.lister import Lister
+from node_agent.parents import weigh
 from node_agent.pool import do_step
 from node_agent.runtable import RunTable
 from node_agent.stepports import Ports, StepSettings
@@ -150,6 +151,7 @@ class Life:
                 list_runs=self._lister.serve_one,
                 sweep=lambda: self._sweep(ports),
                 show=lambda _: None,
+                weigh=lambda parents: self.mailbox.put(weigh(parents, ports.runtime, world.clock.monotonic)),
             ),
             clock=world.clock,
             bounds=Bounds(slots=1),

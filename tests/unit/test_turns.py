@@ -1,5 +1,6 @@
 """Whose run begins next: nobody starves, nothing stands still, and whoever waits is told why."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -12,19 +13,23 @@ from structlog.testing import capture_logs
 from node_agent.domain.run import Run, RunId, State
 from node_agent.domain.task import TaskId
 from node_agent.domain.turns import (
+    MAX_NESTING,
     PARENTS_PER_SLOT,
     SUBTASKS_IN_A_ROW,
     Bounds,
     Cause,
     Kind,
     Load,
+    Place,
     Standing,
     admitted,
-    depths,
+    depth_of,
     hindrance,
     in_turn,
     kind_of,
+    lines_of,
     load_of,
+    may_exceed,
 )
 from node_agent.runtable import RunTable
 from node_agent.waiting import WaitingRoom
@@ -47,7 +52,18 @@ def parent(number: int, **changes: Any) -> Run:
 
 
 def order(*waiting: Run, **standing: Any) -> list[int]:
-    return [run.id for run in in_turn(waiting, Standing(**standing))]
+    known = standing.pop("among", ())
+    depth = depths([*waiting, *known])
+    return list(in_turn(lines_of(waiting, depth), Standing(**standing)))
+
+
+def depths(runs: list[Run]) -> dict[RunId, int]:
+    of_task = {run.task.id: run for run in runs}
+    return {run.id: depth_of(run, of_task.get) or 0 for run in runs}
+
+
+def first_admitted(waiting: list[Run], standing: Standing, load: Load, bounds: Bounds) -> list[int]:
+    return list(admitted(lines_of(waiting), standing, load, bounds))
 
 
 # --- the order ------------------------------------------------------------------------------------------------
@@ -86,12 +102,12 @@ def test_a_subtask_goes_before_the_runs_that_users_asked_for() -> None:
 
 def test_the_deepest_subtasks_go_first() -> None:
     runs = [parent(1), parent(2, parent=1), run_of(3, parent=1), run_of(4, parent=2)]
-    assert order(runs[2], runs[3], depth=depths(runs)) == [4, 3]
+    assert order(runs[2], runs[3], among=runs[:2]) == [4, 3]
 
 
 def test_a_server_that_says_that_tasks_stand_above_each_other_in_a_circle_holds_nothing_up() -> None:
     runs = [run_of(1, parent=2), run_of(2, parent=1), run_of(3, parent=3)]
-    assert sorted(order(*runs, depth=depths(runs))) == [1, 2, 3]
+    assert sorted(order(*runs)) == [1, 2, 3]
 
 
 def test_endless_subtasks_let_a_first_run_pass_now_and_then() -> None:
@@ -110,7 +126,8 @@ def test_everybody_who_waits_has_exactly_one_turn_and_nobody_is_passed_over(seed
     ]
     since = {(kind, user): chance.randint(0, 50) for user in users for kind in Kind}
     standing = Standing(since=since, in_a_row=chance.randint(0, 40))
-    turns = list(in_turn(waiting, standing))
+    by_number = {run.id: run for run in waiting}
+    turns = [by_number[run_id] for run_id in in_turn(lines_of(waiting), standing)]
     assert Counter(turns) == Counter(waiting)
     for user in users:
         first = [run for run in turns if run.task.init_user_id == user and kind_of(run) is Kind.FIRST]
@@ -126,48 +143,83 @@ def test_everybody_who_waits_has_exactly_one_turn_and_nobody_is_passed_over(seed
 
 
 @pytest.mark.parametrize(
-    ("kind", "load", "bounds", "cause"),
+    ("load", "bounds", "cause"),
     [
-        (Kind.FIRST, Load(1), Bounds(slots=2), None),
-        (Kind.FIRST, Load(2), Bounds(slots=2), Cause.SLOTS),
-        (Kind.SUBTASK, Load(2), Bounds(slots=2), Cause.SLOTS),
-        (Kind.FIRST, Load(1), Bounds(slots=9, run_memory=4, total_memory=8), None),
-        (Kind.FIRST, Load(2), Bounds(slots=9, run_memory=4, total_memory=8), Cause.MEMORY),
-        (Kind.FIRST, Load(1, parents=1), Bounds(slots=9, run_memory=4, total_memory=8), Cause.MEMORY),
-        (Kind.SUBTASK, Load(1, parents=5), Bounds(slots=9, run_memory=4, total_memory=8), None),
-        (Kind.SUBTASK, Load(2, parents=5), Bounds(slots=9, run_memory=4, total_memory=8), Cause.MEMORY),
-        (Kind.FIRST, Load(0, parents=PARENTS_PER_SLOT), Bounds(slots=1), Cause.PARENTS),
-        (Kind.SUBTASK, Load(0, parents=PARENTS_PER_SLOT), Bounds(slots=1), None),
-        (Kind.FIRST, Load(), Bounds(slots=1, run_memory=9, total_memory=4), None),
-        (Kind.SUBTASK, Load(0, parents=3), Bounds(slots=1, run_memory=9, total_memory=4), None),
+        (Load(1), Bounds(slots=2), None),
+        (Load(2), Bounds(slots=2), Cause.SLOTS),
+        (Load(1), Bounds(slots=9, run_memory=4, total_memory=8), None),
+        (Load(2), Bounds(slots=9, run_memory=4, total_memory=8), Cause.MEMORY),
+        (Load(1, parents=1), Bounds(slots=9, run_memory=4, total_memory=8), Cause.MEMORY),
+        (Load(0, parents=2), Bounds(slots=9, run_memory=4, total_memory=8), Cause.MEMORY),
+        (Load(0, parents=PARENTS_PER_SLOT), Bounds(slots=1), Cause.PARENTS),
+        (Load(), Bounds(slots=1, run_memory=9, total_memory=4), None),
     ],
 )
-def test_a_run_waits_for_what_is_short(kind: Kind, load: Load, bounds: Bounds, cause: Cause | None) -> None:
-    found = hindrance(kind, load, bounds)
+def test_a_run_waits_for_what_is_short(load: Load, bounds: Bounds, cause: Cause | None) -> None:
+    found = hindrance(load, bounds)
     assert (None if found is None else found.cause) == cause
+
+
+FULL = Bounds(slots=1, run_memory=4, total_memory=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "who", "above", "load", "may"),
+    [
+        (Kind.SUBTASK, 1, 7, Load(0, 2, {1: 2}, {1: TaskId(7)}), True),
+        (Kind.SUBTASK, 1, 6, Load(0, 2, {1: 2}, {1: TaskId(7)}), False),
+        (Kind.SUBTASK, 1, None, Load(0, 2, {1: 2}, {1: TaskId(7)}), True),
+        (Kind.SUBTASK, 1, 7, Load(1, 1, {1: 2}, {1: TaskId(7)}), False),
+        (Kind.SUBTASK, 1, 7, Load(0, 10, {1: 2 + MAX_NESTING}, {1: TaskId(7)}), True),
+        (Kind.SUBTASK, 1, None, Load(0, 9, {1: 1 + MAX_NESTING}, {1: TaskId(7)}), True),
+        (Kind.SUBTASK, 1, None, Load(0, 10, {1: 2 + MAX_NESTING}, {1: TaskId(7)}), False),
+        (Kind.FIRST, 2, None, Load(0, 2, {1: 2}), True),
+        (Kind.FIRST, 2, None, Load(0, 3, {1: 2, 3: 1}), False),
+        (Kind.FIRST, 1, None, Load(0, 2, {1: 2}), False),
+        (Kind.FIRST, 2, None, Load(1, 1, {1: 2}), False),
+    ],
+)
+def test_only_what_keeps_nesting_and_others_alive_goes_beyond_the_bounds_and_only_when_nothing_works(
+    kind: Kind, who: int, above: int | None, load: Load, may: bool
+) -> None:
+    place = Place(0, -50, None if above is None else TaskId(above))
+    assert may_exceed(kind, who, place, load, FULL) is may
 
 
 def test_the_reason_names_the_setting_that_decides() -> None:
     bounds = Bounds(slots=4, run_memory=4 * GIB, total_memory=10 * GIB)
-    slots = hindrance(Kind.FIRST, Load(4), bounds)
-    memory = hindrance(Kind.FIRST, Load(2), bounds)
+    slots = hindrance(Load(4), bounds)
+    memory = hindrance(Load(1, parents=1), bounds)
     assert slots is not None
     assert slots.text == "all 4 slots are taken (limits.concurrent_runs)"
     assert memory is not None
-    assert "2 in flight may use 8 GiB of the 10 GiB" in memory.text
+    assert "2 in flight (1 wait for their subtasks) may use 8 GiB of the 10 GiB" in memory.text
     assert "limits.total_memory" in memory.text
 
 
 def test_a_run_works_from_its_admission_until_its_container_has_ended() -> None:
     runs = [run_of(1), run_of(2), working(3), parent(4), run_of(5, state=State.CAPTURED)]
-    assert load_of(runs, beginning={RunId(2)}) == Load(working=2, parents=1)
+    assert load_of(runs, beginning={RunId(2)}, idle={RunId(4)}) == Load(2, 1, {1: 3}, {1: TaskId(4)})
 
 
-def test_as_many_are_admitted_as_there_is_room_for_each_kind() -> None:
+def test_a_parent_works_unless_it_was_seen_to_use_no_cpu() -> None:
+    assert load_of([parent(4)], beginning=(), idle=()) == Load(1, 0, {1: 1}, {1: TaskId(4)})
+
+
+def test_as_many_are_admitted_as_there_is_room_for() -> None:
     waiting = [run_of(1), run_of(2), run_of(8, parent=3), run_of(9, parent=3)]
     bounds = Bounds(slots=3, run_memory=4, total_memory=12)
-    assert [run.id for run in admitted(waiting, Standing(), Load(0, parents=1), bounds)] == [8, 9]
-    assert [run.id for run in admitted(waiting, Standing(), Load(), bounds)] == [8, 9, 1]
+    assert first_admitted(waiting, Standing(), Load(0, parents=1), bounds) == [8, 9]
+    assert first_admitted(waiting, Standing(), Load(), bounds) == [8, 9, 1]
+
+
+def test_with_its_share_in_flight_a_researcher_alternates_with_another_who_waits() -> None:
+    subtasks = [run_of(number, parent=7) for number in range(10, 14)]
+    others = [run_of(number, user=2) for number in range(30, 34)]
+    since = {(Kind.SUBTASK, 1): 5, (Kind.FIRST, 2): 4}
+    turns = order(*subtasks, *others, held={1: 1}, share=1, since=since)
+    assert turns == [30, 10, 31, 11, 32, 12, 33, 13]
+    assert order(*subtasks, *others, held={1: 1}, share=2, since=since)[:1] == [10]
 
 
 # --- the room -------------------------------------------------------------------------------------------------
@@ -180,8 +232,17 @@ class Site:
     bounds: Bounds
     runs: RunTable = field(default_factory=RunTable)
 
+    now: float = 0.0
+
     def __post_init__(self) -> None:
-        self.room = WaitingRoom(self.runs, self.bounds)
+        self.room = WaitingRoom(self.runs, self.bounds, lambda: self.now)
+
+    def weigh(self, *, busy: tuple[int, ...] = ()) -> None:
+        """Let the engine show that all parents but the *busy* ones use no CPU."""
+        for _ in range(2):
+            self.now += 1.0
+            parents = [run.id for run in self.runs.begun() if run.has_subtasks]
+            self.room.weighed({run: self.now * (run in busy) for run in parents}, at=self.now)
 
     def receive(self, *runs: Run) -> None:
         for run in runs:
@@ -381,14 +442,18 @@ class World:
             self.over.add(task)
             site.end(task)
         for each in self.sites:
+            each.weigh()
             each.turn()
             self.check(each)
 
     def check(self, site: Site) -> None:
-        load, bounds = load_of(site.runs, beginning=()), site.bounds
+        idle = [run.id for run in site.runs if run.has_subtasks]
+        load, bounds = load_of(site.runs, beginning=(), idle=idle), site.bounds
         assert load.working <= bounds.slots
-        total = bounds.total_memory
-        assert total is None or load.working <= 1 or load.working * bounds.run_memory <= total
+        # beyond what fits nothing but one run works
+        in_flight, total = load.working + load.parents, bounds.total_memory
+        assert load.working <= 1 or total is None or in_flight * bounds.run_memory <= total
+        assert max(load.held.values(), default=0) <= bounds.fitting + 2 * MAX_NESTING
 
     def live(self) -> None:
         while events := self.possible():
@@ -404,3 +469,102 @@ def test_whatever_tasks_ask_for_and_whatever_the_bounds_are_everything_ends(
         world.live()
         assert world.over == world.tasks.keys(), f"seed {seed}"
         assert not any(site.room.reason or len(site.runs) for site in world.sites)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("total_memory", [None, 1, 4, 8, 13])
+def test_every_depth_of_nesting_ends_whatever_the_bounds_are(
+    slots: int, total_memory: int | None, logged: list[Any]
+) -> None:
+    for depth, breadth, roots in itertools.product(range(MAX_NESTING + 1), (1, 2), (1, 2)):
+        site = Site(Bounds(slots=slots, run_memory=4, total_memory=total_memory))
+        if breadth**depth <= 64:
+            assert nested_tasks_end(site, depth, breadth, roots), f"{depth} {breadth} {roots}"
+
+
+def nested_tasks_end(site: Site, depth: int, breadth: int, roots: int) -> bool:
+    """Have every run ask for *breadth* subtasks down to *depth*, and end when its own have ended."""
+    numbers = itertools.count(1)
+    left: dict[int, tuple[int, int | None]] = {}
+    open_below: Counter[int] = Counter()
+
+    def ask(parent: int | None, depth_left: int) -> None:
+        number = next(numbers)
+        left[number] = (depth_left, parent)
+        site.receive(run_of(number, parent=parent))
+
+    for _ in range(roots):
+        ask(None, depth)
+    while begun := site.turn():
+        for number in begun:
+            for _ in range(breadth if left[number][0] else 0):
+                site.runs.keep(replace(site.runs[RunId(number)], has_subtasks=True))
+                open_below[number] += 1
+                ask(number, left[number][0] - 1)
+        while over := [run.id for run in site.runs.begun() if not open_below[run.id]]:
+            for number in over:
+                _, above = left.pop(number)
+                site.end(number)
+                open_below[above or 0] -= 1
+        site.weigh()
+    return not left
+
+
+# --- against those who do not keep to the rules ---------------------------------------------------------------
+
+
+class Flood:
+    """One researcher whose runs each ask for subtasks that nobody waits for; another who asks for one run."""
+
+    def __init__(self, bounds: Bounds, *, busy: bool) -> None:
+        self.site = Site(bounds)
+        self.busy = busy
+        self.numbers = itertools.count(1)
+        self.site.receive(run_of(next(self.numbers)))
+
+    def go_on(self) -> list[int]:
+        """Let begin who may, and have each of the first researcher's make two subtasks and stay."""
+        begun = self.site.turn()
+        for number in begun:
+            run = self.site.runs[RunId(number)]
+            if run.task.init_user_id == 1:
+                self.site.runs.keep(replace(run, has_subtasks=True))
+                self.site.receive(*(run_of(next(self.numbers), parent=number) for _ in range(2)))
+        parents = tuple(run.id for run in self.site.runs.begun() if run.has_subtasks)
+        self.site.weigh(busy=parents if self.busy else ())
+        return begun
+
+    @property
+    def containers(self) -> int:
+        return len(self.site.runs.begun())
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_parents_that_go_on_computing_keep_their_slots(slots: int, logged: list[Any]) -> None:
+    flood = Flood(Bounds(slots=slots, run_memory=4, total_memory=8), busy=True)
+    for _ in range(40):
+        flood.go_on()
+        assert flood.containers <= slots
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("total_memory", [4, 8, 13])
+def test_parents_that_do_nothing_cannot_fill_the_machine(
+    slots: int, total_memory: int, logged: list[Any]
+) -> None:
+    flood = Flood(Bounds(slots=slots, run_memory=4, total_memory=total_memory), busy=False)
+    for _ in range(60):
+        flood.go_on()
+    assert flood.containers <= flood.site.bounds.fitting + MAX_NESTING
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_another_researcher_goes_next_whatever_subtasks_the_first_makes(
+    after: int, logged: list[Any]
+) -> None:
+    flood = Flood(Bounds(slots=1, run_memory=4, total_memory=8), busy=False)
+    for _ in range(after):
+        flood.go_on()
+    flood.site.receive(run_of(1000, user=2))
+    begun = [*flood.go_on(), *flood.go_on()]
+    assert 1000 in begun
