@@ -5,6 +5,7 @@ Once the checks are over nobody else may enter the directory, so what was found 
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from node_agent.errors import ConfigError
@@ -15,19 +16,24 @@ _OWN_IT = "Create it and make the agent's user its owner (state_dir)."
 def claim_state_dir(path: Path) -> None:
     """Make the state directory, or check that it is ours, and close it to everybody else. Raises ConfigError."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _claim(path)
     except OSError as error:
         raise ConfigError(
             f"The state directory {path} cannot be used: {error.strerror}.", hint=_OWN_IT
         ) from error
+
+
+def _claim(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_owner(os.fstat(folder), f"The state directory {path}")
         # first closed, then looked into: what is not there by now no stranger can put there
         os.fchmod(folder, 0o700)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                _check_entry(entry.stat(follow_symlinks=False), path / entry.name)
+        for name in os.listdir(folder):
+            # another agent that holds the directory may be at work
+            with suppress(FileNotFoundError):
+                _check_entry(os.stat(name, dir_fd=folder, follow_symlinks=False), path / name)
     finally:
         os.close(folder)
 
