@@ -30,7 +30,7 @@ def _claim(path: Path) -> None:
         _check_owner(os.fstat(folder), f"The state directory {path}")
         # first closed, then looked into: what is not there by now no stranger can put there
         os.fchmod(folder, 0o700)
-        for name in os.listdir(folder):
+        for name in os.listdir(folder):  # noqa: PTH208 - by descriptor
             # another agent that holds the directory may be at work
             with suppress(FileNotFoundError):
                 _check_entry(os.stat(name, dir_fd=folder, follow_symlinks=False), path / name)
