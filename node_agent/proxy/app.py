@@ -127,7 +127,7 @@ class ProxyApp:
         call = ProxiedRequest(method="GET", path=question.path, query="", token=question.token)
         try:
             with self._forward(call) as answer:
-                return answer.status == _OK and _is_unfinished(b"".join(islice(answer.body, _FEW)))
+                return answer.status == _OK and is_unfinished(b"".join(islice(answer.body, _FEW)))
         except Exception:  # noqa: BLE001 - the call itself will say what is wrong
             return False
 
@@ -300,19 +300,18 @@ def _hash(token: str) -> str:
 
 def _says_unfinished(response: Response) -> bool:
     return (
-        response.status_code == _OK
-        and not response.direct_passthrough
-        and _is_unfinished(response.get_data())
+        response.status_code == _OK and not response.direct_passthrough and is_unfinished(response.get_data())
     )
 
 
-def _is_unfinished(body: bytes) -> bool:
-    """Tell whether the server says that a task is not over; whatever else it says is for the algorithm to judge."""
+def is_unfinished(body: bytes) -> bool:
+    """Check whether the server says that a task is not over; whatever else it says is for the algorithm to judge."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    return isinstance(said, dict) and said.get("status") in _UNFINISHED
+    status = said.get("status") if isinstance(said, dict) else None
+    return isinstance(status, str) and status in _UNFINISHED
 
 
 def _refusal_of(refused: Refusal | AccessRefused) -> Response:

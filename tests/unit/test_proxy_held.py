@@ -1,5 +1,6 @@
 """Who is kept waiting for a task, for how long, and when the server is asked meanwhile; no thread, no socket."""
 
+import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import pytest
 
 from node_agent.domain.secret import Secret
 from node_agent.proxy import held
+from node_agent.proxy.app import is_unfinished
 from node_agent.proxy.held import Question, Waits
 
 PATH = "task/3/status"
@@ -217,3 +219,8 @@ def test_while_nobody_waits_there_is_nothing_to_do_and_no_time_to_keep(scene):
     assert line.let_gone == 1
     assert scene.waits.turn() is None
     assert scene.looks == [(1.0, PATH)]
+
+
+@pytest.mark.parametrize("status", [["active"], {"a": 1}, None, 3])
+def test_a_status_that_is_no_text_is_not_waited_for(status: object) -> None:
+    assert not is_unfinished(json.dumps({"status": status}).encode())
