@@ -1,8 +1,8 @@
 """Recovery of the public key that made a signature on the curve secp256k1.
 
-Owns two ways to the same key: coincurve, where it is installed, and arithmetic on whole numbers, some milliseconds a signature,
-for the versions of Python that coincurve has no build for. Nothing here is secret, so nothing has to take constant time.
-Must not know what was signed or what a key is good for.
+Owns two ways to the same key: coincurve, where it is installed, and arithmetic on whole numbers, some milliseconds a
+signature, for the versions of Python that coincurve has no build for. Nothing here is secret, so nothing has to take
+constant time. Must not know what was signed or what a key is good for.
 
 The arithmetic decides nothing on its own: the key it finds counts only if OpenSSL verifies the signature with it.
 """
