@@ -4,7 +4,7 @@
 # The Docker engine and the firewall rule need root.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # Another Python than the machine's (make unit PYTHON=python3.13) has an environment of its own, here .venv-3.13.
-PYTHON :=
+PYTHON ?=
 VENV := .venv$(if $(PYTHON),-$(patsubst python%,%,$(notdir $(PYTHON))))
 OURS := $(VENV)/bin/python
 SETUP := PYTHON='$(PYTHON)' VENV='$(VENV)' tests/lab/setup.sh

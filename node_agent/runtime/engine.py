@@ -62,8 +62,10 @@ from node_agent.runtime.spec import (
     LABEL_KEEPER,
     LABEL_NAME,
     EngineTraits,
+    ImageFacts,
     container_config,
     differences,
+    image_facts,
     joined_namespace,
     labels,
 )
@@ -121,8 +123,8 @@ class DockerEngine:
         self._is_here = is_here
         self._looking_up = looking_up or threading.Lock()
         """Held while an image is looked up: it is not removed between the look and the answer."""
-        self._volumes: dict[str, tuple[str, ...]] = {}
-        """The volumes that images declare, by image id: an id names one content for ever."""
+        self._image_facts: dict[str, ImageFacts] = {}
+        """By image id, which names one content for ever."""
         self._never_started: set[ContainerId] = set()
         """Containers that were looked at, and that this process did not try to start since."""
         self._namespaces = namespaces or Namespaces(name, connection, most=0, user=(0, 0))
@@ -260,15 +262,15 @@ class DockerEngine:
 
     def _image(self, client: APIClient, reference: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = client.inspect_image(reference)  # type: ignore[no-untyped-call]
-        if len(self._volumes) >= REMEMBERED_IMAGES:
-            self._volumes.clear()
-        self._volumes[found["Id"]] = _declared_volumes(found)
+        if len(self._image_facts) >= REMEMBERED_IMAGES:
+            self._image_facts.clear()
+        self._image_facts[found["Id"]] = image_facts(found)
         return found
 
-    def _volumes_of(self, client: APIClient, image_id: str) -> tuple[str, ...]:
-        """Give the paths that an image declares as volumes. Raises NotFound."""
-        known = self._volumes.get(image_id)
-        return _declared_volumes(self._image(client, image_id)) if known is None else known
+    def _facts_of(self, client: APIClient, image_id: str) -> ImageFacts:
+        """Return what an image brings. Raises NotFound."""
+        known = self._image_facts.get(image_id)
+        return image_facts(self._image(client, image_id)) if known is None else known
 
     # --- containers -------------------------------------------------------------------------------------------
 
@@ -308,10 +310,10 @@ class DockerEngine:
 
     def _config(self, client: APIClient, spec: ContainerSpec, network: NetworkFacts) -> dict[str, Any]:
         try:
-            volumes = self._volumes_of(client, spec.image_id)
+            image = self._facts_of(client, spec.image_id)
         except NotFound as error:
             raise StartFailed("The image is no longer on this machine.") from error
-        return container_config(spec, agent=self._name, network=network, volumes=volumes, traits=self._traits)
+        return container_config(spec, agent=self._name, network=network, image=image, traits=self._traits)
 
     @cached_property
     def _traits(self) -> EngineTraits:
@@ -509,10 +511,6 @@ def _parsed(reference: str) -> ImageName:
     if image is None:
         raise ImageMissing("The task names an image in a form that no registry understands.")
     return image
-
-
-def _declared_volumes(image: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple((image.get("Config") or {}).get("Volumes") or ())
 
 
 def _image_ids(client: APIClient) -> frozenset[str]:

@@ -12,6 +12,7 @@ from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, N
 from node_agent.domain.run import ContainerId
 from node_agent.runtime import seccomp
 
+LABEL_PREFIX = "node-agent."
 LABEL_NAME = "node-agent.name"
 LABEL_RUN = "node-agent.run"
 LABEL_PROBE = "node-agent.probe"
@@ -57,24 +58,42 @@ class EngineTraits:
     which the probe finds."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What an image brings that its container must not have as it is."""
+
+    volumes: tuple[str, ...] = ()
+    """The paths it declares as volumes."""
+    labels: tuple[str, ...] = ()
+    """The names of our own labels on it: they are emptied, or its container would be taken for another kind of ours."""
+
+
+def image_facts(image: Mapping[str, Any]) -> ImageFacts:
+    """Read them from the engine's description of an image."""
+    config = image.get("Config") or {}
+    ours = (str(name) for name in config.get("Labels") or () if str(name).startswith(LABEL_PREFIX))
+    return ImageFacts(tuple(config.get("Volumes") or ()), tuple(ours))
+
+
 def container_config(
     spec: ContainerSpec,
     *,
     agent: str,
     network: NetworkFacts,
-    volumes: Iterable[str] = (),
+    image: ImageFacts | None = None,
     traits: EngineTraits | None = None,
 ) -> dict[str, Any]:
-    """Translate *spec* into the body of the engine's create call; *volumes* are the paths the image declares."""
+    """Translate *spec* into the body of the engine's create call."""
+    image = image or ImageFacts()
     config: dict[str, Any] = {
         "Image": spec.image_id,
         "Env": _environment(spec),
-        "Labels": labels(agent, spec),
+        "Labels": {**dict.fromkeys(image.labels, ""), **labels(agent, spec)},
         "Tty": False,
         "OpenStdin": False,
         # A check of the image's author would be one more process that nobody reads.
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": _host_config(spec, network, tuple(volumes), traits or EngineTraits()),
+        "HostConfig": _host_config(spec, network, image.volumes, traits or EngineTraits()),
     }
     if spec.namespace is None:
         config["NetworkingConfig"] = {"EndpointsConfig": {network.name: _endpoint(spec)}}
@@ -88,10 +107,8 @@ def container_config(
 
 def labels(agent: str, spec: ContainerSpec) -> dict[str, str]:
     """Return the labels by which a container is recognised as ours."""
-    if spec.run_id is None:
-        return {LABEL_NAME: agent, LABEL_PROBE: "true"}
-    # each of ours is set, since an image may bring any of them
-    return {LABEL_NAME: agent, LABEL_RUN: str(spec.run_id), LABEL_PROBE: "", LABEL_KEEPER: ""}
+    mark = {LABEL_PROBE: "true"} if spec.run_id is None else {LABEL_RUN: str(spec.run_id)}
+    return {LABEL_NAME: agent, **mark}
 
 
 def _environment(spec: ContainerSpec) -> list[str]:

@@ -5,7 +5,14 @@ import pytest
 from node_agent.domain.container import ContainerLimits, ContainerSpec, Mount, NetworkFacts
 from node_agent.domain.run import ContainerId, RunId
 from node_agent.runtime import seccomp
-from node_agent.runtime.spec import EngineTraits, container_config, differences, joined_namespace
+from node_agent.runtime.spec import (
+    EngineTraits,
+    ImageFacts,
+    container_config,
+    differences,
+    image_facts,
+    joined_namespace,
+)
 
 NETWORK = NetworkFacts(
     id="n", name="node-agent-alpha", bridge="na-1", subnet="10.213.1.0/24", gateway="10.213.1.1"
@@ -32,7 +39,10 @@ def spec(**changes):
 
 def config(**changes):
     return container_config(
-        spec(**changes), agent="alpha", network=NETWORK, volumes=("/var/cache/", "/tmp", "/mnt/data")
+        spec(**changes),
+        agent="alpha",
+        network=NETWORK,
+        image=ImageFacts(("/var/cache/", "/tmp", "/mnt/data")),
     )
 
 
@@ -160,12 +170,24 @@ def test_the_user_of_the_image_stays_only_when_asked_for():
 
 def test_a_probe_is_labelled_without_a_run():
     assert config(run_id=None)["Labels"] == {"node-agent.name": "alpha", "node-agent.probe": "true"}
-    assert config()["Labels"] == {
+    assert config()["Labels"] == {"node-agent.name": "alpha", "node-agent.run": "1"}
+
+
+def test_labels_of_ours_that_an_image_brings_are_emptied():
+    brought = {
+        "node-agent.keeper": "namespace",
+        "node-agent.run": "9",
+        "node-agent.other": "x",
+        "author": "somebody",
+    }
+    facts = image_facts({"Config": {"Labels": brought, "Volumes": {"/var/cache": {}}}})
+    assert facts.volumes == ("/var/cache",)
+    asked = container_config(spec(), agent="alpha", network=NETWORK, image=facts)
+    assert asked["Labels"] == {
         "node-agent.name": "alpha",
         "node-agent.run": "1",
-        # an image that brings these would have its container taken for another kind
-        "node-agent.probe": "",
         "node-agent.keeper": "",
+        "node-agent.other": "",
     }
 
 
