@@ -8,7 +8,7 @@ import json
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,10 +105,16 @@ class Machine:
         return report, log
 
     def answer(self, run_id: int, do: str, **changes: Any) -> Any:
-        """Run a container to its end and read the last line it wrote as JSON."""
+        """Run a container to its end and read the last line of JSON it wrote.
+
+        A warning on the other stream may come after it.
+        """
         report, log = self.run(run_id, do, **changes)
         assert report.exit_code == 0, log
-        return json.loads(log.splitlines()[-1])
+        for line in reversed(log.splitlines()):
+            with suppress(json.JSONDecodeError):
+                return json.loads(line)
+        raise AssertionError(f"no line of JSON in the log:\n{log}")
 
     def address(self, container: ContainerId) -> str:
         """Give the container's address in the isolated network."""
