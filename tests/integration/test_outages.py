@@ -59,6 +59,19 @@ MIB = 1 << 20
 # --- the site -------------------------------------------------------------------------------------------------
 
 
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    others = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign"), False
+    )
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+        **others,
+    )
+
+
 class Certificates:
     """A private authority, and certificates of the server that are good or have expired."""
 
@@ -97,6 +110,12 @@ class Certificates:
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(str(common))]), critical=False)
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            # what Python 3.13 and newer want of an authority and of what it signed
+            .add_extension(_usage(signs_certificates=is_authority), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
             .sign(self._key, hashes.SHA256())
         )
 
