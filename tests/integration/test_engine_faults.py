@@ -193,7 +193,7 @@ def with_live_restore(place: Place) -> Iterator[None]:
 @pytest.mark.usefixtures("with_live_restore")
 def test_algorithms_outlive_an_engine_with_live_restore(place: Place) -> None:
     eventually(lambda: not place.status()["engine_problem"], within=WITHIN, what="the engine to be back")
-    ends_meanwhile, ends_later = place.working(0.5), place.working(6.0)
+    ends_meanwhile, ends_later = place.working(0.5), place.working(15.0)
     place.engine.stop()
     try:
         eventually(lambda: place.status()["engine_problem"], within=WITHIN, what="the engine to be missed")
