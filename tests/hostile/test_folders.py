@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -19,7 +19,7 @@ from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
 from node_agent.store.rundir import DiskRunFolders
-from tests.lab.images import script_image
+from tests.hostile.siblings import SCRIPT, sibling, sibling_image
 from tests.parts import engine_client
 
 ROOT, SERVICE = 0, 64300
@@ -31,7 +31,6 @@ TREASURE = b"of the host\n"
 MANY = 200
 """Files whose deletion gives the sibling time."""
 LIMIT = 1 << 26
-SCRIPT = Path(__file__).with_name("sibling.py")
 FOLDERS = [f"folder-{number:02d}" for number in range(20)]
 
 
@@ -193,30 +192,20 @@ def client() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="module")
 def image(client: docker.DockerClient) -> str:
-    return script_image(client, "hostile-sibling", SCRIPT.read_text())
+    return sibling_image(client)
 
 
-@contextmanager
 def container(
     client: docker.DockerClient, image: str, site: Site, run: int, *command: str
-) -> Iterator[docker.models.containers.Container]:
-    """Start a run's container as the agent does, as far as folders are concerned."""
-    private, temporary = site.state / "runs" / f"{run:09d}" / "mount", site.state / "jobs" / JOB
-    made = client.containers.run(
+) -> AbstractContextManager[docker.models.containers.Container]:
+    return sibling(
+        client,
         image,
-        list(command),
-        user=f"{site.container}:{site.container}",
-        network_mode="none",
-        cap_drop=["ALL"],
-        security_opt=["no-new-privileges"],
-        volumes=[f"{private}:/mnt/data", f"{temporary}:/mnt/tmp"],
-        labels={"node-agent-lab": "1"},
-        detach=True,
+        *command,
+        user=(site.container, site.container),
+        private=site.state / "runs" / f"{run:09d}" / "mount",
+        temporary=site.state / "jobs" / JOB,
     )
-    try:
-        yield made
-    finally:
-        made.remove(force=True)
 
 
 @pytest.mark.engine

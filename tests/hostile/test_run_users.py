@@ -7,7 +7,7 @@ was as good as one's own.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,14 +19,13 @@ from node_agent.domain.run import RunId
 from node_agent.domain.secret import Secret
 from node_agent.domain.task import JobKey
 from node_agent.store.rundir import DiskRunFolders
-from tests.lab.images import script_image
+from tests.hostile.siblings import sibling, sibling_image
 from tests.parts import engine_client
 
 pytestmark = pytest.mark.engine
 
 IDS = range(2_000_400_000, 2_000_400_256)
 JOB = JobKey("7-1")
-SCRIPT = Path(__file__).with_name("sibling.py")
 SECONDS = 30
 
 
@@ -38,7 +37,7 @@ def client() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="module")
 def image(client: docker.DockerClient) -> str:
-    return script_image(client, "hostile-sibling", SCRIPT.read_text())
+    return sibling_image(client)
 
 
 @pytest.fixture
@@ -53,27 +52,10 @@ def prepare(folders: DiskRunFolders, run: int, job: JobKey = JOB) -> Folders:
     return folders.prepare(RunId(run), job, token=Secret("t"), open_to_all=False)
 
 
-@contextmanager
 def container(
     client: docker.DockerClient, image: str, made: Folders, command: str
-) -> Iterator[docker.models.containers.Container]:
-    """Start a run's container as the agent does, as far as its user and its folders are concerned."""
-    started = client.containers.run(
-        image,
-        [command],
-        user="{}:{}".format(*made.user),
-        network_mode="none",
-        cap_drop=["ALL"],
-        security_opt=["no-new-privileges"],
-        ulimits=[docker.types.Ulimit(name="nofile", soft=4096, hard=4096)],
-        volumes=[f"{made.private}:/mnt/data", f"{made.temporary}:/mnt/tmp"],
-        labels={"node-agent-lab": "1"},
-        detach=True,
-    )
-    try:
-        yield started
-    finally:
-        started.remove(force=True)
+) -> AbstractContextManager[docker.models.containers.Container]:
+    return sibling(client, image, command, user=made.user, private=made.private, temporary=made.temporary)
 
 
 def said_by(found: docker.models.containers.Container) -> str:
